@@ -1,0 +1,125 @@
+"""What can be set about a model and its training: frozen, checked, with units.
+
+Every class refuses unknown keys and values out of range; the docstring under a field is its help
+text. `rayhmr.config` adds the settings of the platform and reads the YAML files.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of every configuration class."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+class BodyConfig(Section):
+    """Which body mesh. `body: embedded` and `body: path/to/body.npz` are short forms."""
+
+    path: str = "embedded"
+    """`embedded` for the built-in body, or a plain .npz with SMPL arrays."""
+    backend: Literal["native", "smplx"] = "native"
+    """`native` is our layer; `smplx` runs the reference package (non-commercial licence)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class ModelConfig(Section):
+    """Encoder and iterative regressor."""
+
+    encoder: str = "small"
+    """`small` (keeps the spatial grid, for CPUs) or a torchvision classification model by name,
+    such as resnet50."""
+    encoder_width: int = Field(24, ge=4, le=512)
+    """Channels of the first stage of the `small` encoder; torchvision encoders ignore it."""
+    pretrained: bool = False
+    """Start a torchvision encoder from its ImageNet weights (they must be on this machine)."""
+    image_size: int = Field(64, ge=32, le=1024)
+    """Side of the square input crop, in pixels."""
+    n_iter: int = Field(3, ge=1, le=16)
+    """Number of refinement steps T of the iterative regressor."""
+    hidden: int = Field(512, ge=16, le=8192)
+    """Width of the two hidden layers of the regressor."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout probability after each hidden layer."""
+    activation: bool = False
+    """ReLU after the hidden layers. SPIN has none; leave it off for SPIN's weights."""
+    mean_params: str | None = None
+    """A smpl_mean_params.npz as the regressor's start; default: upright rest pose."""
+
+
+class LossConfig(Section):
+    """Weights of the loss terms. Every term is a mean over the samples that carry its label."""
+
+    keypoints_2d: float = Field(5.0, ge=0)
+    """Weight of the reprojection error of the 49 joints, crop in [-1, 1]."""
+    keypoints_3d: float = Field(5.0, ge=0)
+    """Weight of the error of the 49 joints in metres, hips' mid-point at the origin."""
+    pose: float = Field(1.0, ge=0)
+    """Weight of the squared error of the 24 rotation matrices."""
+    betas: float = Field(0.001, ge=0)
+    """Weight of the squared error of the shape coefficients."""
+    vertices: float = Field(0.0, ge=0)
+    """Weight of the L1 error of the vertices in metres; above 0 every vertex is computed."""
+    camera: float = Field(1.0, ge=0)
+    """Weight of exp(-10 s)^2, which keeps the camera's scale s positive."""
+    keypoint_error: Literal["l1", "l2"] = "l2"
+    """Error of the keypoint terms: `l2` is SPIN's squared error, `l1` the absolute one."""
+    iteration_weights: Literal["final", "all"] = "final"
+    """`final` supervises the last step only (SPIN); `all` adds the earlier steps at 1/4 each."""
+    scale: float = Field(60.0, gt=0)
+    """Factor on the sum of all terms (60 in SPIN)."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(5.0e-5, gt=0, le=1)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` falls to 2 % of the peak at the last step."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the rate rises linearly from zero."""
+    grad_clip: float | None = Field(None, gt=0)
+    """Largest allowed norm of the gradient; none: no clipping."""
+
+
+class AugmentConfig(Section):
+    """Random changes of training batches, made on the training device."""
+
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a left-right flip."""
+    channel_noise: float = Field(0.4, ge=0, le=1)
+    """Each colour channel is multiplied by a number in 1 +- this (SPIN: 0.4)."""
+
+
+class TrainConfig(Section):
+    """The training loop; an epoch is one pass over the training split."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the training split."""
+    batch_size: int = Field(64, ge=1)
+    """Samples of one optimizer step, over all workers together."""
+    seed: int = Field(0, ge=0)
+    """Seed of initial weights, data order and augmentation."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` runs encoder and regressor under autocast; losses stay in float32."""
+    log_every: int = Field(20, ge=1)
+    """Optimizer steps between two progress lines."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of one worker."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    losses: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()

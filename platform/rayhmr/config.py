@@ -1,0 +1,226 @@
+"""The settings of every job: one frozen class a job, checked before anything starts.
+
+`rayhmr.command_line` reads them from YAML files and `key=value` overrides; `hmr.config` holds the
+parts that concern the model alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hmr.config import BodyConfig, ModelConfig, Section, TrainConfig
+from pydantic import Field, model_validator
+
+
+class ClusterConfig(Section):
+    """Which Ray cluster a job runs on."""
+
+    address: str = "auto"
+    """`auto`: the cluster of RAY_ADDRESS when that is set (a submitted job), else `local`;
+    `local`: a cluster on this machine for the length of the job; or host:port."""
+    num_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs of a local cluster; default: what the job needs, at least the machine's."""
+    object_store_mb: int = Field(512, ge=80)
+    """Object store of a local cluster, in MB."""
+    start_timeout_s: float = Field(300, gt=0)
+    """Longest wait for a run's resources before it fails with what is missing."""
+
+
+class ScalingConfig(Section):
+    """How many workers train, and what each of them holds."""
+
+    num_workers: int = Field(2, ge=1)
+    """Training processes (data parallel)."""
+    use_gpu: bool = False
+    """One GPU (and nccl) for each worker instead of CPUs (and gloo)."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs of each worker. One more whole CPU on each node must stay free for Ray Data."""
+
+
+class DataConfig(Section):
+    """Where training reads from."""
+
+    path: str = "shards"
+    """Folder (or URI) that `jobs/prepare.py` wrote; it holds dataset.json."""
+    decode_threads: int = Field(2, ge=1, le=64)
+    """Threads of each training worker that decode JPEG."""
+    prefetch_batches: int = Field(4, ge=1, le=64)
+    """Decoded batches kept ready in each worker."""
+
+
+class SyntheticConfig(Section):
+    """Generated people with exact labels."""
+
+    preset: Literal["easy", "medium", "hard"] = "easy"
+    """Difficulty: camera range, pose noise, background and occluders."""
+    image_size: int = Field(64, ge=32, le=1024)
+    """Side of the rendered square crop, in pixels."""
+    train: int = Field(16000, ge=1)
+    """Images of the training split."""
+    val: int = Field(400, ge=1)
+    """Images of the validation split."""
+    test: int = Field(400, ge=1)
+    """Images of the test split."""
+    seed: int = Field(0, ge=0)
+    """Seed of the whole data set; splits never share a person."""
+
+
+class PrepareJob(Section):
+    """jobs/prepare.py: turn a source into person shards."""
+
+    source: Literal["synthetic"] = "synthetic"
+    """What to read."""
+    output: str = "shards"
+    """Folder to write; it must not exist, or hold an unfinished or equal data set."""
+    rows_per_file: int = Field(2000, ge=1)
+    """Rows of one Parquet file."""
+    jpeg_quality: int = Field(92, ge=50, le=100)
+    """JPEG quality of the stored crops."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    body: BodyConfig = BodyConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class TrainJob(Section):
+    """jobs/train.py: train one model with Ray Train over Ray Data."""
+
+    name: str = Field("hmr", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run. The same name with the same settings goes on where it stopped."""
+    storage: str = "runs"
+    """Folder (or URI) for checkpoints and logs; every node must see it."""
+    registry: str = "registry"
+    """Folder (or URI) of the model registry."""
+    register_as: str | None = None
+    """Model name under which the finished run enters the registry; none: it does not."""
+    max_failures: int = Field(3, ge=0)
+    """How often the run restarts from its last checkpoint after a worker is lost."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept besides the best."""
+    data: DataConfig = DataConfig()
+    body: BodyConfig = BodyConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class Dimension(Section):
+    """One searched setting: either `choice` or `low`/`high`."""
+
+    choice: list[float | int | str | bool] | None = Field(None, min_length=1)
+    """Values to choose from."""
+    low: float | None = None
+    """Smallest value of a range."""
+    high: float | None = None
+    """Largest value of a range."""
+    log: bool = False
+    """Sample the range's logarithm evenly."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        is_range = self.low is not None and self.high is not None
+        if (self.choice is None) == (not is_range):
+            raise ValueError("give either `choice`, or both `low` and `high`")
+        if is_range and not self.low < self.high:  # type: ignore[operator]
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.log and (self.low is None or self.low <= 0):
+            raise ValueError(f"a logarithmic range needs low > 0 (got {self.low})")
+        return self
+
+
+class TuneJob(Section):
+    """jobs/tune.py: search settings by validation PA-MPJPE."""
+
+    name: str = Field("search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the study."""
+    storage: str = "runs"
+    """Folder (or URI) for the study; every node must see it."""
+    registry: str = "registry"
+    """Folder (or URI) of the model registry."""
+    register_as: str | None = "hmr"
+    """Model name under which the best trial enters the registry; none: it does not."""
+    trials: int = Field(6, ge=1)
+    """Number of trials."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Most trials at once; default: what the cluster carries without a deadlock."""
+    searcher: Literal["random", "optuna"] = "optuna"
+    """How the next trial's settings are chosen."""
+    seed: int = Field(0, ge=0)
+    """Seed of the search."""
+    grace_epochs: int = Field(1, ge=1)
+    """No trial is stopped before this many epochs (ASHA)."""
+    reduction_factor: int = Field(2, ge=2)
+    """ASHA goes on with one trial in this many at each rung."""
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    """Searched settings by dotted path inside `trial`, such as model.n_iter."""
+    trial: TrainJob = TrainJob()
+    """Settings of one trial; `space` overrides them."""
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class EvaluateJob(Section):
+    """jobs/evaluate.py: measure a model on held-out people."""
+
+    model: str = "registry/hmr@best"
+    """A bundle folder, or registry/name@version, or registry/name@alias."""
+    data: str = "shards"
+    """Folder that `jobs/prepare.py` wrote."""
+    split: Literal["train", "val", "test"] = "test"
+    """Split to measure on."""
+    output: str | None = None
+    """Folder for the table as JSON and CSV; none: only printed."""
+    batch_size: int = Field(128, ge=1)
+    """Images of one forward pass."""
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class PredictJob(Section):
+    """jobs/predict.py: a folder of images to Parquet and overlays."""
+
+    model: str = "registry/hmr@best"
+    """A bundle folder, or registry/name@version, or registry/name@alias."""
+    input: str = "images"
+    """Folder of images, or one image."""
+    output: str = "predictions"
+    """Folder for people.parquet, overlays/ and rejected/."""
+    overlays: bool = True
+    """Also write a JPEG with the mesh over each image."""
+    n_iter: int | None = Field(None, ge=1, le=16)
+    """Refinement steps; none: the model's own."""
+    batch_size: int = Field(32, ge=1)
+    """Images of one forward pass."""
+    num_actors: int = Field(1, ge=1)
+    """Processes that hold the model."""
+    use_gpu: bool = False
+    """One GPU for each of them."""
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class ServeJob(Section):
+    """jobs/serve.py: host a model behind HTTP."""
+
+    model: str = "registry/hmr@best"
+    """A bundle folder, or registry/name@version, or registry/name@alias."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    num_replicas: int = Field(1, ge=1)
+    """Processes that hold the model."""
+    num_cpus: float = Field(1, gt=0)
+    """CPUs of each replica; also its number of torch threads, at least 1."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs of each replica."""
+    max_batch_size: int = Field(16, ge=1)
+    """Most requests in one forward pass."""
+    batch_wait_s: float = Field(0.002, ge=0)
+    """Longest wait for a fuller batch, in seconds."""
+    max_queued_requests: int = Field(64, ge=1)
+    """Waiting requests beyond which the answer is 429."""
+    request_timeout_s: float = Field(30, gt=0)
+    """Deadline of a request."""
+    max_body_mb: float = Field(20, gt=0)
+    """Largest request body."""
+    api_key_file: str | None = None
+    """File with the bearer key; RAYHMR_API_KEY works as well. Needed unless host is loopback."""
+    cluster: ClusterConfig = ClusterConfig()
