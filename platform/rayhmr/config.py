@@ -42,6 +42,8 @@ class DataConfig(Section):
 
     path: str = "shards"
     """Folder (or URI) that `jobs/prepare.py` wrote; it holds dataset.json."""
+    train_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training files that is read; a search needs less than the final run."""
     decode_threads: int = Field(2, ge=1, le=64)
     """Threads of each training worker that decode JPEG."""
     prefetch_batches: int = Field(4, ge=1, le=64)
@@ -224,3 +226,28 @@ class ServeJob(Section):
     api_key_file: str | None = None
     """File with the bearer key; RAYHMR_API_KEY works as well. Needed unless host is loopback."""
     cluster: ClusterConfig = ClusterConfig()
+
+
+class DemoJob(Section):
+    """jobs/demo.py: the whole platform in a row on synthetic people, on this machine."""
+
+    output: str = "demo"
+    """Folder for everything the demo makes; an earlier demo there is replaced."""
+    prepare: PrepareJob = PrepareJob()
+    """The data; its `output` is a folder inside the demo's."""
+    tune: TuneJob = TuneJob()
+    """The search over the number of iterations and the loss weights."""
+    train: TrainJob = TrainJob()
+    """The final training, with the best settings of the search."""
+    submit_epochs: int = Field(1, ge=1)
+    """Epochs of the same training sent through `ray job submit`."""
+    sheet_people: int = Field(24, ge=1, le=200)
+    """People of the test split on the overlay sheet."""
+    serve_requests: int = Field(60, ge=1)
+    """Requests timed against the service, one at a time."""
+    serve_port: int = Field(8000, ge=0, le=65535)
+    """Port of the service; 0 takes a free one."""
+    keep_serving: bool = False
+    """Leave the service up after the report, until Ctrl-C."""
+    num_cpus: int = Field(4, ge=4)
+    """Logical CPUs of the local cluster: two workers, and whole CPUs left for Ray Data."""

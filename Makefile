@@ -1,0 +1,57 @@
+# One command per intention; each sets up .venv by itself when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# One thread a process: several processes share the machine, and each owns its cores.
+export OMP_NUM_THREADS ?= 1
+
+# Browser tests need Chromium and its driver; without them they are left out, and said so.
+CHROMIUM := $(shell command -v chromedriver 2>/dev/null)
+ifeq ($(CHROMIUM),)
+SELECT := -m "not browser"
+else
+SELECT :=
+endif
+
+.PHONY: help setup demo test test-fast lint format types bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## create .venv with everything that the other targets need
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv (about 7 GB, most of it torch; a few minutes)"
+	$(BIN)/python -m pip install --quiet -e '.[ray,serve,dev]' -c constraints.txt
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the whole platform on synthetic people; writes demo/report.html
+	$(BIN)/python jobs/demo.py
+
+test: $(STAMP)  ## every test, with real Ray clusters on this machine
+ifeq ($(CHROMIUM),)
+	@echo "chromedriver is not installed: browser tests are left out"
+endif
+	$(BIN)/python -m pytest $(SELECT)
+
+test-fast: $(STAMP)  ## tests that start neither Ray nor a browser
+	$(BIN)/python -m pytest -m "not ray and not browser"
+
+lint: $(STAMP)  ## style and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## static types
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## speed, as ratios measured in one run
+	$(BIN)/python jobs/benchmark.py
+
+clean:  ## remove what the targets made, except .venv
+	rm -rf demo runs shards registry predictions build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
