@@ -12,8 +12,16 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH_FREE = ("skeleton", "crops", "pose_prior", "body_arrays", "embedded_body", "render",
-              "mesh_files", "synthetic")
+TORCH_FREE = (
+    "skeleton",
+    "crops",
+    "pose_prior",
+    "body_arrays",
+    "embedded_body",
+    "render",
+    "mesh_files",
+    "synthetic",
+)
 
 
 def run_python(code: str, cwd: Path = ROOT) -> str:
@@ -34,7 +42,9 @@ def test_no_package_under_tests() -> None:
 
 
 def test_standard_platform_module_survives_the_repository_root_on_the_path() -> None:
-    out = run_python("import sys; sys.path.insert(0, '.'); import platform; print(platform.system())")
+    out = run_python(
+        "import sys; sys.path.insert(0, '.'); import platform; print(platform.system())"
+    )
     assert out in {"Linux", "Darwin", "Windows"}
 
 
@@ -86,8 +96,11 @@ def test_no_unsafe_loader_in_the_source() -> None:
         r"pickle\.loads?\(|cloudpickle\.loads?\(|joblib\.load\(|allow_pickle=True"
         r"|weights_only=False|torch\.jit\.load\(|yaml\.(unsafe_)?load\((?!.*Loader=_StrictLoader)"
     )
-    for file in [*ROOT.glob("models/**/*.py"), *ROOT.glob("platform/**/*.py"),
-                 *ROOT.glob("jobs/*.py")]:
+    for file in [
+        *ROOT.glob("models/**/*.py"),
+        *ROOT.glob("platform/**/*.py"),
+        *ROOT.glob("jobs/*.py"),
+    ]:
         found = [line for line in file.read_text().splitlines() if unsafe.search(line)]
         assert not found, f"{file}: {found}"
 
@@ -98,11 +111,17 @@ def test_ray_accepts_the_cluster_file() -> None:
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     validate_config(prepare_config(config))
     # A missing list is filled with an install of another Ray version by the launcher.
-    for key in ("initialization_commands", "setup_commands", "head_setup_commands",
-                "worker_setup_commands"):
+    for key in (
+        "initialization_commands",
+        "setup_commands",
+        "head_setup_commands",
+        "worker_setup_commands",
+    ):
         assert key in config
     for source in config["file_mounts"].values():
         if source.startswith("./"):
             assert (ROOT / source).exists(), source
-    assert any("ray==2.60.0" in line for line in (ROOT / "constraints.txt").read_text().splitlines())
+    assert any(
+        "ray==2.60.0" in line for line in (ROOT / "constraints.txt").read_text().splitlines()
+    )
     assert ":2.60.0-" in config["docker"]["image"]

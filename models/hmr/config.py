@@ -15,7 +15,10 @@ class Section(BaseModel):
     """Base of every configuration class."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
         protected_namespaces=(),
     )
 

@@ -92,15 +92,11 @@ _ARCHETYPES: dict[str, tuple[float, _Rotations]] = {
     ),
     "sit": (
         0.10,
-        _both(
-            hip=(-1.5, 0, 0.15), knee=(1.5, 0, 0), shoulder=(0, -0.6, -1), elbow=(0, -0.8, 0)
-        ),
+        _both(hip=(-1.5, 0, 0.15), knee=(1.5, 0, 0), shoulder=(0, -0.6, -1), elbow=(0, -0.8, 0)),
     ),
     "squat": (
         0.06,
-        _both(
-            hip=(-1.8, 0, 0.35), knee=(2, 0, 0), ankle=(-0.35, 0, 0), shoulder=(0, -1.2, -0.3)
-        )
+        _both(hip=(-1.8, 0, 0.35), knee=(2, 0, 0), ankle=(-0.35, 0, 0), shoulder=(0, -1.2, -0.3))
         | {"spine1": (0.4, 0, 0)},
     ),
     "up": (0.06, _both(collar=(0, 0, 0.2), shoulder=(0, 0, 0.9), elbow=(0, 0, 0.4))),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import sys
 import types
 import typing
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from hmr.errors import ConfigError, HmrError
 from pydantic import BaseModel, ValidationError
+
+from hmr.errors import ConfigError, HmrError
 
 Job = TypeVar("Job", bound=BaseModel)
 
@@ -27,9 +29,9 @@ class _StrictLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; here it is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = str(self.construct_object(key_node, deep=True))
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(f"{node.start_mark.name}: key {key!r} stands twice (line {line})")
@@ -37,15 +39,35 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# PyYAML follows YAML 1.1, where 3e-4 and 1.5e3 are strings; everybody means numbers.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    """The content of one document; ConfigError says where in `name` it is wrong."""
+    loader = _StrictLoader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"--config {path}: no such file; jobs/configs/ holds the shipped ones")
     try:
-        with file.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not valid YAML: {error}") from error
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not a readable text file: {error}") from error
+    content = _parse_yaml(text, f"--config {path}")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -63,13 +85,19 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def set_dotted(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """`tree` with `value` at the dotted `path`; setting below a plain value is a ConfigError."""
-    head, _, rest = path.partition(".")
-    if not rest:
-        return {**tree, head: value}
-    below = tree.get(head, {})
-    if not isinstance(below, dict):
-        raise ConfigError(f"{path}: {head!r} is the value {below!r}, nothing can be set below it")
-    return {**tree, head: set_dotted(below, rest, value)}
+    changed = dict(tree)
+    below, parts = changed, path.split(".")
+    for depth, part in enumerate(parts[:-1], start=1):
+        inner = below.get(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"{path}: {'.'.join(parts[:depth])!r} is the value {inner!r}, "
+                "nothing can be set below it"
+            )
+        below[part] = dict(inner)
+        below = below[part]
+    below[parts[-1]] = value
+    return changed
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
@@ -91,17 +119,39 @@ def valid_paths(job: type[BaseModel], prefix: str = "") -> list[str]:
     return paths
 
 
+def _section_at(job: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
+    """The class that refused the last part of `location`; keys of a dict are parts, too."""
+    section = job
+    for part in location[:-1]:
+        field = section.model_fields.get(str(part))
+        inside = _sections(field.annotation) if field is not None else []
+        section = inside[0] if inside else section
+    return section
+
+
+def _hint(job: type[BaseModel], location: Sequence[int | str]) -> str:
+    """What an unknown key was probably meant to be, or what could stand there."""
+    *parents, key = (str(part) for part in location)
+    known, path = valid_paths(job), ".".join([*parents, key])
+    if path in known:
+        return "in a file it is nested: one level for each dot"
+    names = list(_section_at(job, location).model_fields)
+    close = [".".join([*parents, name]) for name in difflib.get_close_matches(key, names, n=1)]
+    if not close and (not parents or ".".join(parents) in known):
+        close = [other for other in known if other.rpartition(".")[2] == key]
+        if not close and not parents:
+            close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"valid: {', '.join('.'.join([*parents, name]) for name in names)}"
+
+
 def _explain(job: type[BaseModel], error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = valid_paths(job)
-            close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-            parent = path.rpartition(".")[0]
-            siblings = [p for p in known if p.rpartition(".")[0] == parent]
-            hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(siblings)}"
-            lines.append(f"  {path}: unknown key -- {hint}")
+            lines.append(f"  {path}: unknown key -- {_hint(job, problem['loc'])}")
         else:
             lines.append(f"  {path}: {problem['msg']} (got {problem['input']!r:.80})")
     return "config error:\n" + "\n".join(lines)
@@ -124,10 +174,7 @@ def load(job: type[Job], files: Sequence[str], overrides: Sequence[str]) -> Job:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise ConfigError(f"{override!r}: overrides have the form key=value, as train.epochs=3")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+        value = _parse_yaml(text, repr(override))
         tree = set_dotted(tree, path, value)
     return validate(job, tree)
 
@@ -141,6 +188,8 @@ def _help_lines(job: type[BaseModel], prefix: str = "") -> list[str]:
         default = field.get_default(call_default_factory=True)
         text = " ".join((field.description or "").split())
         lines.append(f"  {prefix}{name}={json.dumps(default, default=str)}\n      {text}")
+        for section in _sections(field.annotation):
+            lines += _help_lines(section, f"{prefix}{name}.<key>.")
     return lines
 
 
@@ -148,11 +197,14 @@ def _parser(job: type[BaseModel], default_config: str | None) -> argparse.Argume
     doc = " ".join((job.__doc__ or "").split())
     parser = argparse.ArgumentParser(
         description=doc,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="settings (key=default):\n" + "\n".join(_help_lines(job)),
     )
     parser.add_argument(
-        "--config", action="append", metavar="FILE",
+        "--config",
+        action="append",
+        metavar="FILE",
         help=f"YAML file; may be given several times (default: {default_config or 'none'})",
     )
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
@@ -160,14 +212,15 @@ def _parser(job: type[BaseModel], default_config: str | None) -> argparse.Argume
     return parser
 
 
-def run(job: type[Job], main: Callable[[Job], dict[str, Any]], *,
-        default_config: str | None = None) -> None:
+def run(
+    job: type[Job], main: Callable[[Job], dict[str, Any]], *, default_config: str | None = None
+) -> None:
     """Parse the command line, run `main`, print its results as the last line of stdout.
 
     Exit code 0 only on success; 2 for a wrong setting, 1 for an error the user can cure. Those
     two print a message instead of a traceback.
     """
-    arguments = _parser(job, default_config).parse_args()
+    arguments = _parser(job, default_config).parse_intermixed_args()
     files = arguments.config or ([default_config] if default_config else [])
     try:
         settings = load(job, files, arguments.overrides)

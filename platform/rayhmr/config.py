@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hmr.config import BodyConfig, ModelConfig, Section, TrainConfig
 from pydantic import Field, model_validator
+
+from hmr.config import BodyConfig, ModelConfig, Section, TrainConfig
 
 
 class ClusterConfig(Section):
@@ -173,6 +174,7 @@ class EvaluateJob(Section):
     """Folder for the table as JSON and CSV; none: only printed."""
     batch_size: int = Field(128, ge=1)
     """Images of one forward pass."""
+    body: BodyConfig = BodyConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 
@@ -195,6 +197,7 @@ class PredictJob(Section):
     """Processes that hold the model."""
     use_gpu: bool = False
     """One GPU for each of them."""
+    body: BodyConfig = BodyConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 
@@ -251,3 +254,14 @@ class DemoJob(Section):
     """Leave the service up after the report, until Ctrl-C."""
     num_cpus: int = Field(4, ge=4)
     """Logical CPUs of the local cluster: two workers, and whole CPUs left for Ray Data."""
+
+
+class BenchmarkJob(Section):
+    """jobs/benchmark.py: speed as ratios, measured in one run."""
+
+    what: tuple[Literal["body", "synthetic"], ...] = ("body", "synthetic")
+    """Measurements to run."""
+    rounds: int = Field(7, ge=1)
+    """Turns of each candidate; the median counts."""
+    threads: int = Field(1, ge=1)
+    """CPU threads."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from hmr.crops import encode_jpeg
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5c6675; --line: #d9dee6; --paper: #fbfcfd;
-  --s1: #2a6fbb; --s2: #c8651b; --s3: #3d8f5a; --s4: #8a5bb5; }
+:root { color-scheme: light dark; --ink: #1c2330; --soft: #5c6675; --line: #d9dee6;
+  --paper: #fbfcfd; --s1: #2a6fbb; --s2: #c8651b; --s3: #3d8f5a; --s4: #8a5bb5; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b4; --line: #333c49;
   --paper: #14181e; --s1: #6aa9e9; --s2: #e69a5c; --s3: #71c290; --s4: #bb96dd; } }
 * { box-sizing: border-box; }
@@ -26,7 +27,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
-svg { max-width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+svg { max-width: 100%; height: auto; }
+svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } code { font: .92em ui-monospace, monospace; }
 pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: 6px; }
 """
@@ -51,7 +53,9 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for line in cells:
         first = line[0].ljust(widths[0])
-        lines.append("  ".join([first, *[c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]]))
+        lines.append(
+            "  ".join([first, *[c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]])
+        )
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
 
@@ -110,41 +114,55 @@ def line_chart(
         px = left + (x - x0) / (x1 - x0) * (width - left - right)
         return px, height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom)
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
-             f'aria-label="{html.escape(y_label)} against {html.escape(x_label)}">']
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'aria-label="{html.escape(y_label)} against {html.escape(x_label)}">'
+    ]
     for tick in _ticks(y0, y1):
         _, py = place(x0, tick)
-        parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{py:.1f}" '
-                     f'y2="{py:.1f}"/><text x="{left - 6}" y="{py + 4:.1f}" '
-                     f'text-anchor="end">{tick:g}</text>')
+        parts.append(
+            f'<line class="axis" x1="{left}" x2="{width - right}" y1="{py:.1f}" '
+            f'y2="{py:.1f}"/><text x="{left - 6}" y="{py + 4:.1f}" '
+            f'text-anchor="end">{tick:g}</text>'
+        )
     for tick in _ticks(x0, x1, 7):
         px, _ = place(tick, y0)
-        parts.append(f'<text x="{px:.1f}" y="{height - bottom + 18}" text-anchor="middle">'
-                     f"{tick:g}</text>")
+        parts.append(
+            f'<text x="{px:.1f}" y="{height - bottom + 18}" text-anchor="middle">{tick:g}</text>'
+        )
     for number, (name, line) in enumerate(series.items()):
         colour = f"var(--s{number % 4 + 1})"
         kept = [place(x, y) for x, y in line if np.isfinite(y)]
         if not kept:
             continue
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in kept)
-        dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="{colour}"/>'
-                       for px, py in kept)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" '
-                     f'stroke-width="2"/>{dots}')
+        dots = "".join(
+            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="{colour}"/>' for px, py in kept
+        )
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>{dots}'
+        )
         end_x, end_y = kept[-1]
-        parts.append(f'<text x="{end_x + 8:.1f}" y="{end_y + 4:.1f}" style="fill:{colour}">'
-                     f"{html.escape(name)}</text>")
+        parts.append(
+            f'<text x="{end_x + 8:.1f}" y="{end_y + 4:.1f}" style="fill:{colour}">'
+            f"{html.escape(name)}</text>"
+        )
     middle = left + (width - left - right) / 2
-    parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">'
-                 f"{html.escape(x_label)}</text>")
-    parts.append(f'<text transform="translate(13 {height / 2 - 10}) rotate(-90)" '
-                 f'text-anchor="middle">{html.escape(y_label)}</text></svg>')
+    parts.append(
+        f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{html.escape(x_label)}</text>'
+    )
+    parts.append(
+        f'<text transform="translate(13 {height / 2 - 10}) rotate(-90)" '
+        f'text-anchor="middle">{html.escape(y_label)}</text></svg>'
+    )
     return "".join(parts)
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, str]]) -> None:
     """A page of (heading, HTML) sections; written beside the target, then renamed."""
-    body = "".join(f"<section><h2>{html.escape(h)}</h2>{content}</section>" for h, content in sections)
+    body = "".join(
+        f"<section><h2>{html.escape(h)}</h2>{content}</section>" for h, content in sections
+    )
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

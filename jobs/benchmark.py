@@ -1,0 +1,15 @@
+"""Measure speed as ratios: python jobs/benchmark.py [what=[body]] [rounds=7]"""
+
+from rayhmr import command_line
+from rayhmr.config import BenchmarkJob
+
+
+def main(job: BenchmarkJob) -> dict:
+    """Import late, so that --help is quick."""
+    from rayhmr.benchmark import benchmark
+
+    return benchmark(job)
+
+
+if __name__ == "__main__":
+    command_line.run(BenchmarkJob, main)
