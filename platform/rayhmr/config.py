@@ -6,11 +6,22 @@ parts that concern the model alone.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from hmr.config import BodyConfig, ModelConfig, Section, TrainConfig
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """What is not the same in two trees of plain settings, in words, by dotted path."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            below = f"{path}.{key}" if path else key
+            yield from differences(stored.get(key), wanted.get(key), below)
+    elif stored != wanted:
+        yield f"{path} is {stored!r} there and {wanted!r} now"
 
 
 class ClusterConfig(Section):
@@ -175,7 +186,6 @@ class EvaluateJob(Section):
     batch_size: int = Field(128, ge=1)
     """Images of one forward pass."""
     body: BodyConfig = BodyConfig()
-    cluster: ClusterConfig = ClusterConfig()
 
 
 class PredictJob(Section):

@@ -6,8 +6,12 @@ model says nothing: a constant answer already reaches about 140 mm of PA-MPJPE o
 
 from __future__ import annotations
 
+import csv
+import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +20,14 @@ from torch import Tensor
 from hmr.body import Body
 from hmr.errors import DataError
 from hmr.metrics import METRICS, MeanPoseBaseline, person_errors
+from hmr.predictor import Predictor
 from hmr.structures import Batch, Prediction
+from rayhmr.config import EvaluateJob
+from rayhmr.data.batches import read_batches, read_tables, smpl_labels
+from rayhmr.data.schema import DatasetInfo, read_info
+from rayhmr.pinned_model import PinnedModel
+from rayhmr.report import text_table
+from rayhmr.telemetry import say
 
 BASELINE_METRICS = METRICS[:2]
 
@@ -99,3 +110,93 @@ def summary(errors: PeopleErrors) -> dict[str, Any]:
         **{f"baseline_{name}": value for name, value in baseline.items()},
         "by_iteration": table,
     }
+
+
+def mean_pose(info: DatasetInfo) -> MeanPoseBaseline:
+    """The mean joints of the data set's training people; DataError without SMPL labels."""
+    if not info.statistics["labelled"]:
+        raise DataError(
+            f"{info.location}: no training person has SMPL labels, so there is no mean pose to "
+            "compare with; prepare a data set with labels"
+        )
+    return MeanPoseBaseline([torch.tensor(info.statistics["mean_joints"])[None]])
+
+
+def baseline_means(info: DatasetInfo, split: str, body: Body) -> dict[str, float]:
+    """Mean errors in millimetres of the mean pose on a split; nothing without labelled people."""
+    if not info.statistics["labelled"]:
+        return {}
+    baseline, accumulated, count = mean_pose(info), dict.fromkeys(BASELINE_METRICS, 0.0), 0
+    for table in read_tables(info, split, 500):
+        rotmats, betas = smpl_labels(table)
+        if len(betas) == 0:
+            continue
+        errors = baseline.errors(body.joints_only(rotmats, betas))
+        count += len(betas)
+        for name in BASELINE_METRICS:
+            accumulated[name] += float(errors[name].double().sum())
+    return {name: total / count for name, total in accumulated.items()} if count else {}
+
+
+def _write(output: Path, results: dict[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    rows = results["by_iteration"]
+    with (output / "by_iteration.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def open_model(job: EvaluateJob, info: DatasetInfo) -> tuple[PinnedModel, Predictor]:
+    """The model of the job, on a GPU when there is one; DataError when it has another body than
+    the data set."""
+    pinned = PinnedModel.of(job.model, job.body)
+    predictor = pinned.load("cuda" if torch.cuda.is_available() else "cpu")
+    ours = predictor.body.arrays.content_hash()
+    if ours != info.body["hash"]:
+        raise DataError(
+            f"{job.data}: its labels belong to the body {info.body['name']!r} "
+            f"({info.body['hash'][:12]}…), the model to {predictor.body.arrays.name!r} "
+            f"({ours[:12]}…); evaluate on data prepared with the model's body"
+        )
+    return pinned, predictor
+
+
+def measure(
+    predictor: Predictor, info: DatasetInfo, split: str, *, batch_size: int
+) -> PeopleErrors:
+    """Errors of every labelled person of a split."""
+    batches = read_batches(
+        info, split, batch_size=batch_size, image_size=predictor.image_size, threads=2
+    )
+    on_device = (batch.to(predictor.device) for batch in batches)
+    return evaluate_samples(predictor.predict_crops, on_device, predictor.body, mean_pose(info))
+
+
+def evaluate(job: EvaluateJob) -> dict[str, Any]:
+    """Measure a model on a split, in this process and on its GPU when it has one.
+
+    BundleError for a model that is none, DataError for a data set that does not fit it.
+    """
+    info = read_info(job.data)
+    rows = info.rows(job.split)
+    pinned, predictor = open_model(job, info)
+    say(f"{rows} people of the {job.split} split of {job.data}; model {pinned.reference}")
+    start = time.perf_counter()
+    errors = measure(predictor, info, job.split, batch_size=job.batch_size)
+    seconds = time.perf_counter() - start
+    results = summary(errors) | {
+        "model": pinned.reference, "model_sha256": pinned.sha256, "split": job.split,
+        "data_fingerprint": info.fingerprint, "joints": "smpl24",
+        "images_per_s": round(rows / seconds, 1),
+    }  # fmt: skip
+    say(text_table(results["by_iteration"]))
+    say(
+        "mean pose of the training people: "
+        + ", ".join(f"{name} {results[f'baseline_{name}']:.1f}" for name in BASELINE_METRICS)
+    )
+    if job.output is not None:
+        _write(Path(job.output), results)
+        say(f"wrote {Path(job.output).absolute()}")
+    return results

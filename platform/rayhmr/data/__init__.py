@@ -1,0 +1,1 @@
+"""Person shards: `schema` says what they are, `prepare` writes them, `stream` feeds training."""

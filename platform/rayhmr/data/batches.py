@@ -1,0 +1,147 @@
+"""Rows of shards to batches of tensors. No Ray: training workers, evaluation and tests share it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from hmr.errors import DataError
+from hmr.pose_prior import rodrigues
+from hmr.structures import Batch
+from rayhmr.data.schema import TRAINING_COLUMNS, DatasetInfo, J
+from rayhmr.storage import Folder
+
+_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+def _matrix(table: pa.Table, name: str, *shape: int) -> np.ndarray:
+    """A fixed-size list column as (B, *shape) float32."""
+    column = table[name].combine_chunks()
+    values: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(table), *shape)
+
+
+def _decoded(sample_id: str, content: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), _DECODE) if content else None
+    if image is None or image.shape[0] != image.shape[1]:
+        raise DataError(
+            f"{sample_id}: its picture in the shard is no square JPEG, so the file was damaged "
+            "after it was written; prepare the data set again"
+        )
+    return image
+
+
+def to_batch(table: pa.Table, image_size: int) -> Batch:
+    """The columns of TRAINING_COLUMNS as a Batch; crops of another size are resampled.
+
+    DataError names the row whose picture cannot be decoded.
+    """
+    images = np.empty((len(table), image_size, image_size, 3), np.uint8)
+    sides = np.empty((len(table), 1, 1), np.float32)
+    contents = pc.struct_field(table["image"], "bytes").to_pylist()
+    ids = table["sample_id"].to_pylist()
+    for row, (sample_id, content) in enumerate(zip(ids, contents, strict=True)):
+        image = _decoded(sample_id, content)
+        sides[row] = side = image.shape[0]
+        if side != image_size:
+            method = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
+            image = cv2.resize(image, (image_size, image_size), interpolation=method)
+        images[row] = image
+    keypoints_2d = _matrix(table, "keypoints_2d", J, 3).copy()
+    keypoints_2d[..., :2] = 2 * keypoints_2d[..., :2] / sides - 1
+    pose = _matrix(table, "pose", 24, 3)
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        keypoints_2d=torch.from_numpy(keypoints_2d),
+        keypoints_3d=torch.from_numpy(_matrix(table, "keypoints_3d", J, 4).copy()),
+        rotmats=torch.from_numpy(rodrigues(pose)),
+        betas=torch.from_numpy(_matrix(table, "betas", 10).copy()),
+        has_smpl=torch.tensor(table["has_smpl"].to_pylist()),
+    )
+
+
+def smpl_labels(table: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotations (N, 24, 3, 3) and betas (N, 10) of the rows with SMPL labels."""
+    labelled = table.filter(table["has_smpl"])
+    rotmats = rodrigues(_matrix(labelled, "pose", 24, 3))
+    return torch.from_numpy(rotmats), torch.from_numpy(_matrix(labelled, "betas", 10).copy())
+
+
+def decoded_ahead(
+    tables: Iterable[pa.Table], decode: Callable[[pa.Table], Batch], *, threads: int, ahead: int
+) -> Iterator[Batch]:
+    """Batches in the order of the tables; up to `ahead` are decoded while one is used.
+
+    A batch is one task, so its thread never waits for others; OpenCV releases the interpreter lock.
+    """
+    cv2.setNumThreads(1)  # the pool's threads are the parallelism
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for table in tables:
+            waiting.append(pool.submit(decode, table))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def shuffled(
+    tables: Iterable[pa.Table], *, batch_size: int, window: int, rng: np.random.Generator
+) -> Iterator[pa.Table]:
+    """Tables of exactly `batch_size` rows, drawn at random from windows of at least `window` rows.
+
+    What is left of a window goes into the next one; at the end fewer than `batch_size` rows are
+    left out. Encoded rows are moved, which costs far less than moving pixels.
+    """
+    rest: pa.Table | None = None
+    held: list[pa.Table] = []
+
+    def drawn(rows: pa.Table) -> pa.Table:
+        return rows.take(rng.permutation(len(rows)))
+
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) < window:
+            continue
+        rest = drawn(pa.concat_tables(([rest] if rest is not None else []) + held).combine_chunks())
+        held = []
+        while len(rest) >= batch_size + window // 2:
+            yield rest.slice(0, batch_size)
+            rest = rest.slice(batch_size)
+    held = ([rest] if rest is not None else []) + held
+    if not held:
+        return
+    rest = drawn(pa.concat_tables(held).combine_chunks())
+    for start in range(0, len(rest) - batch_size + 1, batch_size):
+        yield rest.slice(start, batch_size)
+
+
+def read_tables(info: DatasetInfo, split: str, batch_size: int) -> Iterator[pa.Table]:
+    """A split from beginning to end in tables of at most `batch_size` rows, without Ray."""
+    folder = Folder(info.location)
+    for file in info.files[split]:
+        with (
+            folder.files.open_input_file(folder.path(file["name"])) as stream,
+            pq.ParquetFile(stream) as shard,
+        ):
+            for batch in shard.iter_batches(batch_size, columns=list(TRAINING_COLUMNS)):
+                yield pa.Table.from_batches([batch])
+
+
+def read_batches(
+    info: DatasetInfo, split: str, *, batch_size: int, image_size: int, threads: int = 1
+) -> Iterator[Batch]:
+    """The same, decoded."""
+    tables = read_tables(info, split, batch_size)
+    return decoded_ahead(tables, lambda t: to_batch(t, image_size), threads=threads, ahead=2)

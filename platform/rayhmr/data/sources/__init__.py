@@ -1,0 +1,1 @@
+"""Where labelled people come from; one module a source."""
