@@ -64,6 +64,11 @@ def decode_image(data: bytes) -> np.ndarray:
     return _to_rgb(_upright(image))
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether `decode_image` turns or mirrors this picture to make it upright."""
+    return _turn(_open(data)) is not None
+
+
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """Pillow warns of large or odd headers, which are judged here. The lock is there because
@@ -120,12 +125,16 @@ def _check_header(image: Image.Image) -> None:
         raise ImageError("animated", f"{frames} frames; send one of them as a still picture")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         with _without_warnings():
-            method = _UPRIGHT.get(int(image.getexif().get(_ORIENTATION_TAG, 1)))
+            return _UPRIGHT.get(int(image.getexif().get(_ORIENTATION_TAG, 1)))
     except Exception:  # damaged EXIF says nothing about the pixels, which are all there
-        return image
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _turn(image)
     return image if method is None else image.transpose(method)
 
 

@@ -238,6 +238,7 @@ class ServeJob(Section):
     """Largest request body."""
     api_key_file: str | None = None
     """File with the bearer key; RAYHMR_API_KEY works as well. Needed unless host is loopback."""
+    body: BodyConfig = BodyConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 

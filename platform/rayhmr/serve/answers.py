@@ -87,7 +87,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A request and what came of it. timing_ms: decode, queue, model and post so far."""
+    """A request and what came of it. timing_ms: decode, queue, model, post."""
 
     request_id: str
     info: ModelInfo
