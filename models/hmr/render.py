@@ -1,4 +1,4 @@
-"""Pictures of bodies: over a photo, from the side, on a plain ground. CPU only, no OpenGL, no torch.
+"""Pictures of bodies: over a photo, from the side, on a plain ground. No OpenGL, no torch.
 
 The projection is the loss's: pinhole, pixel centres at +0.5, camera axes (x right, y down, z
 forward), metres. Edges are smooth because everything is drawn at twice the size and averaged.

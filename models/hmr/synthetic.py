@@ -37,7 +37,7 @@ UPRIGHT = np.diag([1.0, -1.0, -1.0])
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """How hard the pictures are. Angles are radians; focal is in image sides; shift in box sides."""
+    """How hard the pictures are. Angles: radians; focal: image sides; shift: box sides."""
 
     pose_noise: float
     yaw: float
@@ -89,7 +89,7 @@ class SyntheticPerson:
 
 
 def camera_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """(3, 3) from body axes to the camera's: the person turns by yaw, the camera tilts and rolls."""
+    """(3, 3) body axes to the camera's: the person turns by yaw, the camera tilts and rolls."""
     turns = rodrigues(np.array([[0, 0, roll], [pitch, 0, 0], [0, yaw, 0]], np.float64))
     rotation: np.ndarray = UPRIGHT @ turns[0] @ turns[1] @ turns[2]
     return rotation
