@@ -2,7 +2,8 @@
 
 Vertices are in camera space (x right, y down, z forward, metres), the camera is a pinhole, pixel
 centres lie at +0.5. Triangles that turn their back to the camera, or have a vertex nearer than
-5 cm, are not drawn. Both versions compute in float64 with the same formulas and draw the same pixels.
+5 cm, are not drawn. Both versions compute in float64 with the same formulas and draw the same
+pixels.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
     return color
 
 
+def _cloth(rng: np.random.Generator) -> np.ndarray:
+    return _hsv(rng.random(), rng.uniform(0.1, 0.85), rng.uniform(0.12, 0.95))
+
+
 class BodyRegions(NamedTuple):
     """Where clothes go on a body; masks (V,), and coordinates (V,) along leg and arm: 0 at hip or
     shoulder, 1 at ankle or wrist."""
@@ -72,9 +76,7 @@ def dressed(regions: BodyRegions, rng: np.random.Generator) -> np.ndarray:
     r = regions
     skin = np.array([0.96, 0.78, 0.66]) * rng.uniform(0.32, 1.05)
     skin = skin * [1, rng.uniform(0.92, 1.03), rng.uniform(0.85, 1.05)]
-    top, bottom, shoes = (
-        _hsv(rng.random(), rng.uniform(0.1, 0.85), rng.uniform(0.12, 0.95)) for _ in range(3)
-    )
+    top, bottom, shoes = (_cloth(rng) for _ in range(3))
     colors = np.tile(skin, (len(r.points), 1))
     belt = r.spine1_y - rng.uniform(0.04, 0.14)
     sleeve = rng.choice([0.0, 0.3, 0.5, 2.0], p=[0.1, 0.35, 0.15, 0.4])
@@ -84,9 +86,7 @@ def dressed(regions: BodyRegions, rng: np.random.Generator) -> np.ndarray:
     colors[upper], colors[lower] = top, bottom
     if rng.random() < 0.25:
         stripes = np.sin(r.points[:, 1] * rng.uniform(40, 140)) > 0
-        colors[upper & stripes] = _hsv(
-            rng.random(), rng.uniform(0.1, 0.85), rng.uniform(0.12, 0.95)
-        )
+        colors[upper & stripes] = _cloth(rng)
     if rng.random() < 0.85:
         colors[r.feet] = shoes * 0.7
     if rng.random() < 0.92:
@@ -169,9 +169,7 @@ def occlude(picture: np.ndarray, rng: np.random.Generator) -> None:
     side = picture.shape[0]
     width, height = rng.integers(side // 12, side // 3 + 1, 2)
     y, x = rng.integers(0, side, 2)
-    picture[y : y + height, x : x + width] = _hsv(
-        rng.random(), rng.uniform(0.1, 0.85), rng.uniform(0.12, 0.95)
-    )
+    picture[y : y + height, x : x + width] = _cloth(rng)
 
 
 class NoiseBank:
