@@ -117,8 +117,9 @@ class TrainConfig(Section):
     """Samples of one optimizer step, over all workers together."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, data order and augmentation."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` runs encoder and regressor under autocast; losses stay in float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """`bfloat16` runs encoder and regressor under autocast; losses stay in float32. `auto`:
+    bfloat16 where the device computes in it, else float32."""
     log_every: int = Field(20, ge=1)
     """Optimizer steps between two progress lines."""
     threads: int = Field(1, ge=1)

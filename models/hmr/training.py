@@ -91,6 +91,16 @@ class RunState:
         return min((m["val/pa_mpjpe_mm"] for m in self.history), default=math.inf)
 
 
+def reduced_precision(setting: str, device: torch.device) -> bool:
+    """Whether to run under bfloat16 autocast; emulated bfloat16 would be slower than float32."""
+    if setting != "auto":
+        return setting == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def _seed_for(seed: int, *parts: int) -> int:
     for part in parts:
         seed = (seed * 1_000_003 + part + 1) % (2**63 - 1)
@@ -109,6 +119,7 @@ class Trainer:
         self.body = body.to(context.device)
         self.wrapped = context.prepare_model(self.model)
         self.total_steps = config.epochs * data.steps_per_epoch
+        self.reduced = reduced_precision(config.precision, context.device)
         self.optimizer = GuardedAdamW(self.model.parameters(), config.optimizer, self.total_steps)
         self.state = RunState()
         self.skipped_before = 0
@@ -179,8 +190,7 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Forward, backward, update: loss terms, and 1 when the update was left out, else 0."""
-        reduced = self.config.precision == "bfloat16"
-        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=reduced):
+        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.reduced):
             prediction = self.wrapped(batch.images)
         terms = hmr_losses(prediction, batch, self.body, self.config.losses)
         self.optimizer.inner.zero_grad(set_to_none=True)

@@ -82,7 +82,9 @@ def _info(address: str) -> ClusterInfo:
     return ClusterInfo(address=address, dashboard_url=f"http://{url}" if url else None)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Only warnings from Ray. Its libraries set their loggers up when they are imported, so call
+    this again after the import of one."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -129,7 +131,7 @@ def _local(config: ClusterConfig, cpus_needed: int) -> Iterator[ClusterInfo]:
                 dashboard_host="127.0.0.1", _temp_dir=str(temporary), log_to_driver=False,
                 logging_level=logging.WARNING,
             )  # fmt: skip
-            _quiet()
+            quiet()
             yield _info(address)
         except BaseException:
             say(f"Ray's own logs of this run are in {temporary / 'session_latest' / 'logs'}")
@@ -155,7 +157,7 @@ def _remote(address: str) -> Iterator[ClusterInfo]:
             "and that RAY_AUTH_MODE and its token are set where it asks for one, or use "
             "cluster.address=local"
         ) from error
-    _quiet()
+    quiet()
     try:
         url = context.address_info.get("webui_url")
         yield ClusterInfo(address=address, dashboard_url=f"http://{url}" if url else None)

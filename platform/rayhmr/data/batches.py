@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -127,7 +127,9 @@ def shuffled(
         yield rest.slice(start, batch_size)
 
 
-def read_tables(info: DatasetInfo, split: str, batch_size: int) -> Iterator[pa.Table]:
+def read_tables(
+    info: DatasetInfo, split: str, batch_size: int, columns: Sequence[str] = TRAINING_COLUMNS
+) -> Iterator[pa.Table]:
     """A split from beginning to end in tables of at most `batch_size` rows, without Ray."""
     folder = Folder(info.location)
     for file in info.files[split]:
@@ -135,7 +137,7 @@ def read_tables(info: DatasetInfo, split: str, batch_size: int) -> Iterator[pa.T
             folder.files.open_input_file(folder.path(file["name"])) as stream,
             pq.ParquetFile(stream) as shard,
         ):
-            for batch in shard.iter_batches(batch_size, columns=list(TRAINING_COLUMNS)):
+            for batch in shard.iter_batches(batch_size, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from hmr.body_arrays import body_from_path
 from hmr.errors import ConfigError
-from rayhmr.cluster import connect
+from rayhmr.cluster import connect, quiet
 from rayhmr.config import PrepareJob, differences
 from rayhmr.data import schema
 from rayhmr.data.sources.synthetic import SyntheticSource
@@ -147,6 +147,7 @@ def _write_all(job: PrepareJob, source: SyntheticSource, parts: list[Part],
     """Notes of the parts as they are finished, from a connected cluster."""
     import ray.data
 
+    quiet()
     rows = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts))
     rows.context.enable_progress_bars = False
     writer = WritePart(source, folder.location, job.jpeg_quality)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hmr.mesh_files import glb_bytes
-from hmr.render import PERSON_COLORS, overlay
 from PIL import Image
 
 from hmr.body_arrays import BodyArrays
 from hmr.camera import default_focal
+from hmr.mesh_files import glb_bytes
 from hmr.predictor import Predictor
+from hmr.render import PERSON_COLORS, overlay
 from hmr.skeleton import SMPL_JOINT_NAMES, SMPL_PARENTS
 from rayhmr.serve.inference import Camera, Recovered, Recovery, Step, Work
 from rayhmr.serve.problems import Problem

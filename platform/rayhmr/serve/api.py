@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from hmr.crops import decode_image, is_turned
 from rayhmr.serve import answers, openapi, page
 from rayhmr.serve.answers import Answered, ModelInfo
+from rayhmr.serve.examples import Examples
 from rayhmr.serve.guard import LIVE_PATHS, READY_PATHS, Guard, Limits
 from rayhmr.serve.inference import Camera, Recovery, Work
 from rayhmr.serve.intake import Intake, read_request
@@ -49,9 +50,7 @@ class Service:
 
     async def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """The result of `function`, computed off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self.threads, function, *arguments
-        )
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
 
 
 def build_app(service: Service, limits: Limits) -> FastAPI:
@@ -63,6 +62,7 @@ def build_app(service: Service, limits: Limits) -> FastAPI:
     _add_health(app, service)
     _add_models(app, service)
     _add_predict(app, service)
+    _add_examples(app, service)
     page.add_page(app)
     openapi.add_description(app)
     app.add_exception_handler(HTTPException, _as_problem)
@@ -163,6 +163,18 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         )  # fmt: skip
         content = await service.run(answers.write, answered, media)
         return Response(content, media_type=media, headers={"vary": "accept"})
+
+
+def _add_examples(app: FastAPI, service: Service) -> None:
+    examples = Examples(service.info.body)
+
+    @app.get(
+        "/v1/examples/{number}", response_class=Response, tags=["examples"],
+        responses={200: {"content": {"image/jpeg": {}}}},
+    )  # fmt: skip
+    async def example(number: str) -> Response:
+        """A picture of a made-up person to try the service with."""
+        return Response(await service.run(examples.jpeg, number), media_type="image/jpeg")
 
 
 def _work(intake: Intake) -> tuple[Work, bool]:

@@ -55,9 +55,7 @@ def add_description(app: FastAPI) -> None:
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """OpenAPI 3.1 of the application's routes, with what FastAPI cannot see in the code."""
-    tree = get_openapi(
-        title=app.title, version=app.version, summary=app.summary, routes=app.routes
-    )
+    tree = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     own = ((PredictAnswer, "serialization"), (PredictBody, "validation"),
            (ProblemAnswer, "serialization"))  # fmt: skip
     _, schemas = models_json_schema(own, ref_template=_REFERENCE)  # type: ignore[arg-type]
@@ -65,7 +63,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
     tree["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     predict = tree["paths"]["/v1/predict"]["post"]
     predict["parameters"] = [
-        {"name": name, "in": "query", "description": field.description, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "query",
+            "description": field.description,
+            "schema": {"type": "string"},
+        }
         for name, field in Options.model_fields.items()
     ]
     predict["requestBody"] = {"required": True, "content": _request()}
