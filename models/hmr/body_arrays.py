@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-import zipfile
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from hmr.body_checks import NUM_BETAS, NUM_JOINTS, check_body
 from hmr.body_landmarks import extra_joint_regressor
 from hmr.body_skinning import SkinningBasis, landmarks_numpy, lbs_numpy, skinning_basis
 from hmr.errors import BodyError
+from hmr.npz import read_npz
 from hmr.skeleton import SMPL_VERTEX_IDS
 
 __all__ = [
@@ -184,10 +184,10 @@ def load_body(path: str | os.PathLike[str]) -> BodyArrays:
         arrays[key] = _numeric(source, found, values[found])
     arrays["shapedirs"] = _first_betas(source, arrays["shapedirs"])
     arrays["parents"] = _parents(source, arrays["parents"])
-    arrays["faces"] = arrays["faces"].astype(np.int64)
+    arrays["faces"] = _whole_numbers(source, "f", arrays["faces"])
     if "landmark_vertices" in values:
         numbers = _numeric(source, "landmark_vertices", values["landmark_vertices"])
-        arrays["landmark_vertices"] = numbers.astype(np.int64)
+        arrays["landmark_vertices"] = _whole_numbers(source, "landmark_vertices", numbers)
     if "J_regressor_extra" in values:
         extra = _numeric(source, "J_regressor_extra", values["J_regressor_extra"])
     else:
@@ -212,11 +212,8 @@ def _read_npz(source: Path) -> dict[str, np.ndarray]:
             ".npz with SMPL arrays."
         )
     try:
-        with np.load(source, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.error) as error:
+        return read_npz(source)
+    except ValueError as error:
         raise BodyError(
             f"{source}: not a plain .npz of numbers ({error}). Pickled files can run code and are "
             "never loaded; convert an SMPL .pkl into an .npz once, then use that."
@@ -225,9 +222,25 @@ def _read_npz(source: Path) -> dict[str, np.ndarray]:
 
 def _numeric(source: Path, key: str, value: np.ndarray) -> np.ndarray:
     """float64; float32 for posedirs, by far the largest array."""
-    if value.dtype.kind not in "fiu":
-        raise BodyError(f"{source}: {key} has the type {value.dtype}, it must hold numbers.")
+    if value.dtype.kind not in "fiu" or value.ndim == 0:
+        raise BodyError(
+            f"{source}: {key} has the type {value.dtype} and the shape {value.shape}, it must be an "
+            "array of numbers. Convert the original SMPL file again."
+        )
     return value.astype(np.float32 if key == "posedirs" else np.float64, copy=False)
+
+
+def _whole_numbers(source: Path, key: str, values: np.ndarray) -> np.ndarray:
+    """int64; `values` are the float64 numbers of a file."""
+    # Beyond 2**53 the cast would be undefined; NaN compares as false.
+    whole = (values == np.round(values)) & (np.abs(values) < 2.0**53)
+    if not whole.all():
+        wrong = values[~whole][0]
+        raise BodyError(
+            f"{source}: {key} holds {wrong:.6g}, it must hold whole numbers. "
+            "Convert the original SMPL file again."
+        )
+    return values.astype(np.int64)
 
 
 def _first_betas(source: Path, shapedirs: np.ndarray) -> np.ndarray:
@@ -247,12 +260,13 @@ def _parents(source: Path, kintree: np.ndarray) -> np.ndarray:
             "Only SMPL bodies with 24 joints are supported, not SMPL+H or SMPL-X."
         )
     # Files spell the root's missing parent as 2**32 - 1 or as -1.
-    return np.concatenate([[-1], parents[1:]]).astype(np.int64)
+    return _whole_numbers(source, "kintree_table", np.concatenate([[-1.0], parents[1:]]))
 
 
 def _stand_in(source: Path, arrays: dict[str, Any]) -> np.ndarray:
     template, regressor = arrays["v_template"], arrays["J_regressor"]
-    if template.ndim != 2 or template.shape[1] != 3 or regressor.shape != (24, len(template)):
+    expected = (NUM_JOINTS, len(template))
+    if template.shape != (len(template), 3) or len(template) == 0 or regressor.shape != expected:
         raise BodyError(
             f"{source}: v_template {template.shape} and J_regressor {regressor.shape} must be "
             "(V, 3) and (24, V). Convert the original SMPL file again."

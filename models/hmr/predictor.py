@@ -251,7 +251,9 @@ def _chunks(tasks: Iterable[_Task], size: int) -> Iterator[list[_Task]]:
 
 
 def _check_n_iter(n_iter: int | None) -> None:
-    if n_iter is not None and not 1 <= n_iter <= MAX_ITERATIONS:
+    if n_iter is None:
+        return
+    if not isinstance(n_iter, int | np.integer) or not 1 <= n_iter <= MAX_ITERATIONS:
         raise DataError(f"n_iter={n_iter}: must be a whole number from 1 to {MAX_ITERATIONS}")
 
 

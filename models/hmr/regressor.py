@@ -8,7 +8,6 @@ weights load by a change of prefix.
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmr.errors import ConfigError, DataError
+from hmr.npz import read_npz
 from hmr.rotations import matrix_to_rot6d, nearest_rotation, rot6d_to_matrix
 from hmr.structures import Parameters, Prediction
 
@@ -87,9 +87,8 @@ class MeanParameters:
 def _read_arrays(path: str | os.PathLike[str], sizes: dict[str, int]) -> dict[str, Tensor]:
     """The named vectors of an .npz, float32, after checks of size and finiteness."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values = {key: file[key].astype(np.float32) for key in sizes if key in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        values = {key: value.astype(np.float32) for key, value in read_npz(path, sizes).items()}
+    except ValueError as error:
         raise ConfigError(
             f"model.mean_params={path}: not a plain .npz ({error}); it must hold the arrays "
             f"{', '.join(sizes)}"

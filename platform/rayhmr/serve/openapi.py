@@ -120,7 +120,7 @@ def _page(description: dict[str, Any]) -> str:
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
-    curl = _CURL.get(path, (f"curl -s {{base}}{path}",))
+    curl = _CURL.get(path, (f"curl -s {{base}}{path.replace('{', '<').replace('}', '>')}",))
     examples = "\n".join(escape(line.format(base="http://127.0.0.1:8000")) for line in curl)
     rows = "".join(
         f"<tr><td><code>{escape(one['name'])}</code></td>"
