@@ -224,8 +224,8 @@ def _numeric(source: Path, key: str, value: np.ndarray) -> np.ndarray:
     """float64; float32 for posedirs, by far the largest array."""
     if value.dtype.kind not in "fiu" or value.ndim == 0:
         raise BodyError(
-            f"{source}: {key} has the type {value.dtype} and the shape {value.shape}, it must be an "
-            "array of numbers. Convert the original SMPL file again."
+            f"{source}: {key} has the type {value.dtype} and the shape {value.shape}, it must be "
+            "an array of numbers. Convert the original SMPL file again."
         )
     return value.astype(np.float32 if key == "posedirs" else np.float64, copy=False)
 

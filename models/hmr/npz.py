@@ -10,7 +10,7 @@ from collections.abc import Container
 import numpy as np
 
 # What numpy raises on files that are no .npz, break off, are damaged inside a member, encrypted
-# (RuntimeError), compressed in an unknown way (its subclass), or claim an absurd size (MemoryError).
+# (RuntimeError), compressed in an unknown way (its subclass), or of an absurd size (MemoryError).
 _UNREADABLE = (
     OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
     RuntimeError, MemoryError,

@@ -71,9 +71,7 @@ def skinned_by_hand(
 # Agreement
 
 
-def test_values_equal_smplx_and_float64(
-    arrays: BodyArrays, native: Body, reference: Body
-) -> None:
+def test_values_equal_smplx_and_float64(arrays: BodyArrays, native: Body, reference: Body) -> None:
     rotmats, betas = random_people(4)
     ours, theirs = native(rotmats, betas), reference(rotmats, betas)
     numpy_vertices, numpy_joints = lbs_numpy(arrays, rotmats.numpy(), betas.numpy())
@@ -101,7 +99,9 @@ def gradients(body: Body, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tenso
     return torch.autograd.grad(loss, (rotmats, betas))
 
 
-def test_gradients_equal_smplx_and_float64(arrays: BodyArrays, native: Body, reference: Body) -> None:
+def test_gradients_equal_smplx_and_float64(
+    arrays: BodyArrays, native: Body, reference: Body
+) -> None:
     rotmats, betas = random_people(3, seed=1)
     exact = gradients(Body(arrays).double(), rotmats.double(), betas.double())
     ours, theirs = (gradients(body, rotmats, betas) for body in (native, reference))
@@ -329,7 +329,9 @@ Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 @pytest.mark.parametrize("path", ["forward", "joints_only", "landmarks"])
 def test_wrong_shapes_are_named(small_body: Body, change: Change, path: str) -> None:
     rotmats, betas = change(*random_people(2))
-    with pytest.raises(ValueError, match=r"must have the shapes \(B, 24, 3, 3\) and \(B, 10\)") as e:
+    with pytest.raises(
+        ValueError, match=r"must have the shapes \(B, 24, 3, 3\) and \(B, 10\)"
+    ) as e:
         getattr(small_body, path)(rotmats, betas)
     assert str(tuple(rotmats.shape)) in str(e.value)
     assert str(tuple(betas.shape)) in str(e.value)

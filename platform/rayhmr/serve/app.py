@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -126,10 +127,12 @@ def warm_up(predictor: Predictor, info: ModelInfo, max_batch_size: int) -> np.nd
 def build_application(job: ServeJob, settings: ReplicaSettings) -> serve.Application:
     """What `serve.run` takes."""
     admitted = settings.limits.max_requests
-    return Replica.options(
+    deployment: Any = Replica
+    application: serve.Application = deployment.options(
         num_replicas=job.num_replicas,
         ray_actor_options={"num_cpus": job.num_cpus, "num_gpus": job.num_gpus},
         max_ongoing_requests=max(admitted, 2 * job.max_batch_size) + _HEADROOM,
         max_queued_requests=job.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
     ).bind(settings)
+    return application
