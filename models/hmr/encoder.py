@@ -11,7 +11,6 @@ import pickle
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from hmr.errors import ConfigError, HmrError
@@ -101,6 +100,9 @@ class TorchvisionEncoder(nn.Module):
 
 
 def _torchvision_model(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
+    # Imported late: it brings torch's compiler with it, a second that the small encoder saves.
+    import torchvision
+
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         close = difflib.get_close_matches(name, ["small", *names], n=3)
