@@ -130,16 +130,13 @@ def test_a_person_gets_an_overlay_and_a_body_to_turn(url, photos, browser, tmp_p
     wait.until(lambda d: d.find_element(By.ID, "result").is_displayed())
     wait.until(lambda d: d.execute_script(PAINTED, "overlay") > 0.01)
     wait.until(lambda d: d.execute_script(PAINTED, "orbit") > 0.01)
-    assert (
-        "T" in browser.find_element(By.ID, "step-name").text
-        or browser.find_element(By.ID, "step-name").text.strip()
-    )
+    assert browser.find_element(By.ID, "step-name").text == "step 3 of 3"
     answer = browser.find_element(By.ID, "answer").get_attribute("textContent")
     assert '"joint_set"' in answer
     if folder := os.environ.get("RAYHMR_SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/page.png")
 
-    (tmp_path / "broken.jpg").write_bytes(photos[0][:300])
+    (tmp_path / "broken.jpg").write_bytes(photos[0][: len(photos[0]) // 2])
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "broken.jpg"))
     wait.until(lambda d: d.find_element(By.ID, "message").is_displayed())
     assert "breaks off" in browser.find_element(By.ID, "message").text
@@ -150,6 +147,8 @@ def test_a_person_gets_an_overlay_and_a_body_to_turn(url, photos, browser, tmp_p
         for event in asked
         if event["method"] == "Network.requestWillBeSent"
     }
-    assert all(a.startswith((url, "blob:", "data:")) for a in addresses), addresses
+    # The browser's own pages (chrome:, blob:, data:) leave no machine.
+    outside = {a for a in addresses if a.startswith("http") and not a.startswith(url)}
+    assert not outside
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert all("422" in entry["message"] for entry in errors), errors
