@@ -38,8 +38,9 @@ endif
 test-fast: $(STAMP)  ## tests that start neither Ray nor a browser
 	$(BIN)/python -m pytest -m "not ray and not browser"
 
+# ruff without its cache, which keeps verdicts that a change in another file made wrong.
 lint: $(STAMP)  ## style and import rules
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 

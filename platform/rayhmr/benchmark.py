@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from hmr.synthetic import Generator
-from rayhmr.telemetry import say
 from torch import Tensor
 
 from hmr.body import Body
 from hmr.embedded_body import embedded_body
 from hmr.rotations import axis_angle_to_matrix
+from hmr.synthetic import Generator
 from rayhmr.config import BenchmarkJob
 from rayhmr.report import text_table
+from rayhmr.telemetry import say
 
 BATCHES = (1, 32, 256)
 

@@ -32,6 +32,9 @@ WORKER_ENVIRONMENT = {
     # What a worker reported counts once the controller has asked: ask often, lose less at a crash.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Its newer Parquet reader starts eight processes anew at every pass over the data to read
+    # footers; a pass of the demo lasts seconds, and so does the start of those processes.
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
     "RAY_DEDUP_LOGS": "0",
 }
 _UNSAFE_SWITCHES = (

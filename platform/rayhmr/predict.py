@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-from rayhmr.cluster import connect
-from rayhmr.telemetry import say
 
 from hmr.crops import decode_image, encode_jpeg
 from hmr.errors import ConfigError, HmrError, ImageError
 from hmr.structures import Person
+from rayhmr.cluster import connect
 from rayhmr.config import PredictJob
 from rayhmr.people_table import (
     MANIFEST,
@@ -37,6 +36,7 @@ from rayhmr.people_table import (
     person_row,
 )
 from rayhmr.pinned_model import PinnedModel
+from rayhmr.telemetry import say
 
 SHOWN_EVERY_S = 5.0
 MAX_BYTES = 100_000_000

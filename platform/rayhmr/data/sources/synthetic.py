@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from hmr.synthetic import Generator
 
 from hmr.body_arrays import BodyArrays, body_from_path
+from hmr.synthetic import Generator
 from rayhmr.config import SyntheticConfig
 from rayhmr.data.person import LabelledPerson
 
