@@ -58,7 +58,7 @@ def embedded_body() -> BodyArrays:
     damaged cache file is replaced. Where nothing can be written the body is computed every time.
     """
     path = _cache_path()
-    if path.exists():
+    if os.path.exists(path):  # Path.exists raises where the folder may not be searched
         try:
             return replace(load_body(path), name="embedded", licence="project")
         except BodyError as error:

@@ -26,7 +26,9 @@ def read_npz(
     would have to be unpickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves the file of a broken archive open.
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             return {key: archive[key] for key in archive.files if keys is None or key in keys}
