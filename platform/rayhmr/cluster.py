@@ -90,6 +90,8 @@ def quiet() -> None:
     this again after the import of one."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns that progress bars are off, as they are meant to be.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 def free_port() -> int:

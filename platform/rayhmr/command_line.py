@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 import types
@@ -212,6 +213,15 @@ def _parser(job: type[BaseModel], default_config: str | None) -> argparse.Argume
     return parser
 
 
+_LESS_NOISE = {
+    # Tune's own tables; ours are shorter.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Two messages of every healthy run: a training has more processes than CPUs, and Serve's
+    # controller ends while it is asked to end.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "maximum expected startup concurrency|graceful_shutdown failed",
+}
+
+
 def run(
     job: type[Job], main: Callable[[Job], dict[str, Any]], *, default_config: str | None = None
 ) -> None:
@@ -230,6 +240,8 @@ def run(
     if arguments.print_config:
         sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         return
+    for name, value in _LESS_NOISE.items():  # Ray reads them when it is imported: in main
+        os.environ.setdefault(name, value)
     try:
         results = main(settings)
     except HmrError as error:

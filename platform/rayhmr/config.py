@@ -255,6 +255,8 @@ class DemoJob(Section):
     """The final training, with the best settings of the search."""
     submit_epochs: int = Field(1, ge=1)
     """Epochs of the same training sent through `ray job submit`."""
+    submit_fraction: float = Field(0.25, gt=0, le=1)
+    """Share of the training files that the submitted training reads."""
     sheet_people: int = Field(24, ge=1, le=200)
     """People of the test split on the overlay sheet."""
     serve_requests: int = Field(60, ge=1)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from hmr.body_arrays import body_from_path
+from hmr.body_sheet import LEGEND as BODY_LEGEND
+from hmr.body_sheet import body_sheet
 from hmr.errors import ConfigError, HmrError
 from rayhmr import report
 from rayhmr.cluster import ClusterInfo, connect
@@ -48,7 +51,6 @@ from rayhmr.tune import tune, with_settings
 
 Job = TypeVar("Job", PrepareJob, TuneJob, TrainJob)
 MARKER = ".rayhmr-demo"
-MODEL = "hmr"
 
 
 class Steps:
@@ -129,19 +131,13 @@ def submit_training(job: TrainJob, cluster: ClusterInfo, folder: Path) -> dict[s
 
 def time_service(url: str, image: bytes, requests: int) -> dict[str, float]:
     """Latency of `POST /v1/predict`, one request at a time, in milliseconds."""
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
-    headers = {"Content-Type": "image/jpeg"}
     milliseconds = []
-    for number in range(requests + 5):
-        start = time.perf_counter()
-        connection.request("POST", "/v1/predict", body=image, headers=headers)
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status != 200:
-            raise HmrError(f"POST {url}/v1/predict answered {answer.status}: {body[:300]!r}")
-        if number >= 5:  # the first ones fill caches
-            milliseconds.append(1000 * (time.perf_counter() - start))
-    connection.close()
+    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
+        for number in range(requests + 5):
+            start = time.perf_counter()
+            _ask(connection, image, "application/json")
+            if number >= 5:  # the first ones fill caches
+                milliseconds.append(1000 * (time.perf_counter() - start))
     return {
         "p50_ms": statistics.median(milliseconds),
         "p95_ms": float(np.percentile(milliseconds, 95)),
@@ -158,16 +154,22 @@ def write_images(people: list[HeldOut], folder: Path) -> None:
 def ask_for_meshes(url: str, image: bytes, folder: Path) -> None:
     """Keep the service's answers to one picture, in three forms."""
     forms = {"json": "application/json", "glb": "model/gltf-binary", "png": "image/png"}
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
-    for ending, accept in forms.items():
-        headers = {"Content-Type": "image/jpeg", "Accept": accept}
-        connection.request("POST", "/v1/predict", body=image, headers=headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            raise HmrError(f"POST {url}/v1/predict answered {answer.status}: {content[:300]!r}")
-        (folder / f"answer.{ending}").write_bytes(content)
-    connection.close()
+    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
+        for ending, accept in forms.items():
+            (folder / f"answer.{ending}").write_bytes(_ask(connection, image, accept))
+
+
+def _ask(connection: HTTPConnection, image: bytes, accept: str) -> bytes:
+    headers = {"Content-Type": "image/jpeg", "Accept": accept}
+    connection.request("POST", "/v1/predict", body=image, headers=headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200:
+        raise HmrError(
+            f"POST http://{connection.host}:{connection.port}/v1/predict answered "
+            f"{answer.status}: {content[:300]!r}"
+        )
+    return content
 
 
 def search_sections(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -238,7 +240,7 @@ def _sheet(question: EvaluateJob, count: int) -> tuple[np.ndarray, list[HeldOut]
 
 def write_report(
     folder: Path, results: dict[str, Any], steps: Steps, found: dict[str, Any],
-    measured: dict[str, Any], sheet: np.ndarray,
+    measured: dict[str, Any], sheet: np.ndarray, body: np.ndarray,
 ) -> None:  # fmt: skip
     """demo/report.html, and the same figures as summary.json."""
     facts = [{"what": key, "value": value} for key, value in results.items()]
@@ -247,6 +249,7 @@ def write_report(
         ("Summary", report.html_table(facts)),
         *accuracy_sections(measured, curve),
         ("Held-out people", report.html_picture(sheet, LEGEND)),
+        ("The body", report.html_picture(body, BODY_LEGEND)),
         *search_sections(found),
         ("Time of each step", report.html_table(steps.rows)),
     ]
@@ -261,6 +264,11 @@ def write_report(
 def demo(job: DemoJob) -> dict[str, Any]:
     """Run everything in order; returns the summary. HmrError says what failed, and where its log
     is."""
+    if job.train.register_as is None:
+        raise ConfigError(
+            "train.register_as is empty: the demo evaluates and serves the registered model; "
+            "give it a name, such as train.register_as=hmr"
+        )
     folder = fresh_folder(job.output)
     cluster = ClusterConfig(address="local", num_cpus=job.num_cpus)
     steps = Steps()
@@ -276,7 +284,10 @@ def demo(job: DemoJob) -> dict[str, Any]:
         with steps.time("train: best settings, all data"):
             trained = train(final)
         with steps.time("the same training through ray job submit"):
-            changes = {"name": "submitted", "register_as": None, "train.epochs": job.submit_epochs}
+            changes = {
+                "name": "submitted", "register_as": None, "train.epochs": job.submit_epochs,
+                "data.train_fraction": job.submit_fraction,
+            }  # fmt: skip
             submitted = submit_training(with_settings(final, changes), info, folder)
         with steps.time("evaluate: held-out people"):
             question = EvaluateJob(
@@ -311,19 +322,25 @@ def demo(job: DemoJob) -> dict[str, Any]:
             "seconds": round(sum(row["seconds"] for row in steps.rows), 1),
             "report": str(folder / "report.html"),
         }
-        write_report(folder, results, steps, found, measured, sheet)
-        _say_summary(results, steps, measured)
+        body = body_sheet(body_from_path(job.prepare.body.path))
+        Image.fromarray(body).save(folder / "body.png")
+        write_report(folder, results, steps, found, measured, sheet, body)
+        _say_summary(results, steps, measured, model)
         if job.keep_serving:
             say(f"serving on {url} until Ctrl-C")
             wait_for_signal()
     return results
 
 
-def _say_summary(results: dict[str, Any], steps: Steps, measured: dict[str, Any]) -> None:
+def _say_summary(
+    results: dict[str, Any], steps: Steps, measured: dict[str, Any], model: str
+) -> None:
+    folder = Path(results["report"]).parent
     say("\n" + report.text_table(steps.rows))
     say("\n" + report.text_table(accuracy_rows(measured)))
     say("\n" + report.text_table([{"what": k, "value": v} for k, v in results.items()]))
     say(
         f"\nreport  {results['report']}\n"
-        f"serve   python jobs/serve.py model={Path(results['report']).parent}/registry/{MODEL}@best"
+        f"serve   python jobs/serve.py model={model}\n"
+        f"ask     curl -sF image=@{folder}/images/person-00.jpg localhost:8000/v1/predict"
     )
