@@ -46,7 +46,8 @@ class LocalContext:
         shutil.copytree(checkpoint_dir, partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        for old in self._folders()[self.keep :]:
+        # Only those up to this one count: what is newer was passed over as damaged.
+        for old in [folder for folder in self._folders() if folder <= target][self.keep :]:
             shutil.rmtree(old)
 
     def latest_checkpoint(self) -> str | None:
