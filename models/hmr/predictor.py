@@ -258,6 +258,11 @@ def _check_n_iter(n_iter: int | None) -> None:
 
 
 def _check_image(image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"image is a {type(image).__name__}; it must be uint8 (H, W, 3), RGB: "
+            "read it with hmr.crops.read_image"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise DataError(
             f"image is {image.dtype} {image.shape}; it must be uint8 (H, W, 3), RGB: "
