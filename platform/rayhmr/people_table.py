@@ -85,12 +85,14 @@ def person_row(person: Person) -> dict[str, Any]:
 
 def overlay_names(paths: Collection[str]) -> dict[str, str]:
     """Path of each image to that of its overlay: `a/b.png` to `a/b.jpg`, or to `a/b.png.jpg` when
-    an image beside it has the same stem."""
+    an image beside it has the same stem, or is called like it."""
     stems = Counter(str(PurePosixPath(path).with_suffix("")) for path in paths)
+    taken = set(paths)
     names = {}
     for path in paths:
         stem = str(PurePosixPath(path).with_suffix(""))
-        names[path] = f"{stem if stems[stem] == 1 else path}.jpg"
+        alone = stems[stem] == 1 and stem not in taken
+        names[path] = f"{stem if alone else path}.jpg"
     return names
 
 
