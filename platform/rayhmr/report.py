@@ -88,8 +88,9 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     raw = (high - low) / max(count - 1, 1) or 1.0
     magnitude = 10 ** np.floor(np.log10(raw))
     step = magnitude * min((1, 2, 2.5, 5, 10), key=lambda m: abs(m * magnitude - raw))
-    start = np.ceil(low / step) * step
-    return [float(t) for t in np.arange(start, high + step * 1e-6, step)]
+    # Multiples of the step, so that zero is 0 and not -1e-16.
+    first, last = np.ceil(low / step), np.floor(high / step + 1e-6)
+    return [number * float(step) for number in range(int(first), int(last) + 1)]
 
 
 def line_chart(

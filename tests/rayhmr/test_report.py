@@ -133,6 +133,20 @@ def test_ticks_are_labelled_with_the_values_of_their_places():
         assert 8 * share == pytest.approx(float(label), abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, ["0", "0.25", "0.5", "0.75", "1"]),
+        (60, 160, ["75", "100", "125", "150"]),
+        # Steps added up would miss zero by 1e-16 and show that.
+        (-0.5, 0, ["-0.5", "-0.4", "-0.3", "-0.2", "-0.1", "0"]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, expected):
+    text = chart({"a": [(0, low), (1, high)]})
+    assert re.findall(r'text-anchor="end">(.*?)</text>', text) == expected
+
+
 def test_lines_share_their_axes_and_carry_their_names():
     text = chart({"low": [(0, 1.0), (1, 1.0)], HOSTILE: [(0, 2.0), (1, 1.0)], "none": []})
     low, other = points(text)
