@@ -28,6 +28,7 @@ import pyarrow.fs as pafs
 
 from hmr.errors import BundleError, ConfigError
 from hmr.manifest import MANIFEST, is_complete, sync, verify
+from rayhmr.storage import Folder
 
 LATEST = "latest"
 ALIASES = "aliases.json"
@@ -53,10 +54,9 @@ class Registry:
         self.uri = uri
         if filesystem is not None:
             self._files, self._root = filesystem, uri.rstrip("/")
-        elif "://" in uri:
-            self._files, self._root = pafs.FileSystem.from_uri(uri)
         else:
-            self._files, self._root = pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+            folder = Folder(uri)
+            self._files, self._root = folder.files, folder.root
         self._is_local = isinstance(self._files, pafs.LocalFileSystem)
 
     def names(self) -> list[str]:

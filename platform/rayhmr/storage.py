@@ -48,7 +48,10 @@ class Folder:
 
     def names(self) -> list[str]:
         """Files and folders directly below, sorted; none when the folder is not there."""
-        infos = self.files.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        try:
+            infos = self.files.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        except NotADirectoryError as error:
+            raise ConfigError(f"{self.location}: is a file; give the folder it is in") from error
         return sorted(info.base_name for info in infos)
 
     def size(self, name: str) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hmr.errors import DataError
+from hmr.errors import DataError, HmrError
 from hmr.skeleton import JOINT49_NAMES
 from rayhmr.storage import Folder
 
@@ -109,7 +109,17 @@ def _codecs() -> dict[str, str]:
 
 
 def encode_shard(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A shard file with these rows; the same rows give the same bytes."""
+    """A shard file with these rows; the same rows give the same bytes.
+
+    DataError for a row that lacks what every person has.
+    """
+    for row in rows:
+        # Arrow would write a list of nothings in its place, which a reader takes for NaN.
+        if lacking := [f.name for f in _FIELDS if not f.nullable and row.get(f.name) is None]:
+            raise DataError(
+                f"{row.get('sample_id')}: lacks {', '.join(lacking)}, which every row must have; "
+                "correct the source, joints without a label have confidence 0"
+            )
     codecs = _codecs()
     sink = io.BytesIO()
     pq.write_table(
@@ -186,13 +196,13 @@ def read_info(location: str) -> DatasetInfo:
             location=folder.location,
             **{key: stored[key] for key in DatasetInfo.__dataclass_fields__ if key != "location"},
         )
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
+        _check_files(folder, info)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, HmrError):
             raise
         raise DataError(
             f"{location}/{MANIFEST}: is damaged ({error!r}); prepare the data set again"
         ) from error
-    _check_files(folder, info)
     return info
 
 
