@@ -1,303 +1,555 @@
-"""The training loop: it learns, it goes on as if nothing had happened, it says when it cannot."""
+"""The training loop with a tiny model: it learns, resumes bit for bit, and refuses nonsense."""
 
 from __future__ import annotations
 
+import copy
 import math
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from hmr.body import Body
 from hmr.camera import project_weak
-from hmr.checkpoint import load_model_weights
 from hmr.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hmr.errors import HmrError
 from hmr.local_context import LocalContext
-from hmr.metrics import pa_mpjpe
-from hmr.model import build_model
-from hmr.optimizer import MAX_BAD_STEPS, GuardedAdamW, learning_rate
-from hmr.regressor import MeanParameters
+from hmr.losses import hmr_losses
+from hmr.metrics import person_errors
+from hmr.model import HMR, build_model
 from hmr.rotations import axis_angle_to_matrix
-from hmr.structures import Batch
-from hmr.training import fit, reduced_precision
+from hmr.structures import Batch, Prediction
+from hmr.training import RunState, Trainer, fit, reduced_precision
 
-SIZE, PEOPLE = 32, 24
-NO_CHANGE = AugmentConfig(flip=0, channel_noise=0)
+SIZE = 32
+MODEL = ModelConfig(encoder_width=4, image_size=SIZE, hidden=32, n_iter=2)
+PLAIN = AugmentConfig(flip=0, channel_noise=0)
+TIMES = {"train/images_per_s", "train/step_s", "train/data_wait", "train/first_batch_s"}
 
 
-def labelled(body, people=PEOPLE, seed=0):
-    """People whose picture tells their pose: 72 of its pixels are the axis-angles themselves."""
-    generator = torch.Generator().manual_seed(seed)
-    pose = 0.4 * torch.randn(people, 24, 3, generator=generator).clamp(-2, 2)
-    rotmats = axis_angle_to_matrix(pose)
-    betas = torch.randn(people, 10, generator=generator)
+def new_model(seed: int = 0, **settings: Any) -> HMR:
+    torch.manual_seed(seed)
+    return build_model(MODEL.model_copy(update=settings))
+
+
+def people(body: Body, count: int, seed: int) -> Batch:
+    """Pictures of noise with consistent labels, upright before the camera."""
+    g = torch.Generator().manual_seed(seed)
+    rotmats = axis_angle_to_matrix(0.3 * torch.randn(count, 24, 3, generator=g))
+    rotmats[:, 0] = torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ rotmats[:, 0]
+    betas = torch.randn(count, 10, generator=g)
+    cams = torch.tensor([0.9, 0.0, 0.0]) + 0.05 * torch.randn(count, 3, generator=g)
     joints = body.landmarks(rotmats, betas)
-    ones = torch.ones(people, 49, 1)
-    camera = torch.tensor([0.8, 0.0, 0.0]).expand(people, 3)
-    seen = project_weak(joints, camera, SIZE)
-    images = torch.full((people, 3, SIZE, SIZE), 128, dtype=torch.uint8)
-    told = (128 + 100 * pose.reshape(people, 72)).clamp(0, 255).to(torch.uint8)
-    # Each number fills a cell of 3 x 3 pixels, 8 x 9 cells in all.
-    cells = told.reshape(people, 1, 8, 9).repeat_interleave(3, 2).repeat_interleave(3, 3)
-    images[:, :, :24, :27] = cells
+    ones = torch.ones(count, 49, 1)
     return Batch(
-        images=images, keypoints_2d=torch.cat([seen, ones], -1),
-        keypoints_3d=torch.cat([joints, ones], -1), rotmats=rotmats, betas=betas,
-        has_smpl=torch.ones(people, dtype=torch.bool),
-    )  # fmt: skip
+        images=torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=g),
+        keypoints_2d=torch.cat([project_weak(joints, cams, SIZE), ones], -1),
+        keypoints_3d=torch.cat([joints, ones], -1),
+        rotmats=rotmats,
+        betas=betas,
+        has_smpl=torch.ones(count, dtype=torch.bool),
+    )
 
 
-class Given:
-    """The same people every epoch, in an order that depends on the epoch."""
-
-    def __init__(self, people, batch=8, change=None):
-        self.people, self.batch, self.change = people, batch, change
-        self.steps_per_epoch = len(people) // batch
-
-    def train_batches(self, epoch):
-        order = torch.randperm(len(self.people), generator=torch.Generator().manual_seed(epoch))
-        for number, rows in enumerate(order.split(self.batch)):
-            values = {n: getattr(self.people, n)[rows] for n in Batch.__dataclass_fields__}
-            batch = Batch(**values)
-            yield self.change(epoch, number, batch) if self.change else batch
-
-    def val_batches(self):
-        yield self.people
+def joined(*batches: Batch) -> Batch:
+    names = ("images", "keypoints_2d", "keypoints_3d", "rotmats", "betas", "has_smpl")
+    return Batch(**{name: torch.cat([getattr(b, name) for b in batches]) for name in names})
 
 
-def small_model(dropout=0.2):
-    torch.manual_seed(1)
-    config = ModelConfig(image_size=SIZE, encoder_width=4, hidden=64, dropout=dropout)
-    return build_model(config, MeanParameters.from_rotations(torch.eye(3).repeat(24, 1, 1)))
+def without_finite_labels(batch: Batch) -> Batch:
+    return replace(batch, betas=torch.full_like(batch.betas, math.nan))
 
 
-def settings(epochs=3, lr=3e-3, **changes):
-    return TrainConfig(
-        epochs=epochs, log_every=1,
-        optimizer=OptimizerConfig(lr=lr, schedule="cosine", warmup_steps=2, grad_clip=1.0),
-        losses=LossConfig(scale=1.0, keypoint_error="l1", iteration_weights="all"),
-    ).model_copy(update=changes)  # fmt: skip
+class Data:
+    """The same batches in every epoch; `at` is called before each with (epoch, number)."""
+
+    def __init__(
+        self, train: list[Batch], val: list[Batch],
+        at: Callable[[int, int], None] = lambda epoch, number: None,
+    ) -> None:  # fmt: skip
+        self.train, self.val, self.at = train, val, at
+        self.steps_per_epoch = len(train)
+
+    def train_batches(self, epoch: int) -> Iterator[Batch]:
+        for number, batch in enumerate(self.train):
+            self.at(epoch, number)
+            yield batch
+
+    def val_batches(self) -> Iterator[Batch]:
+        yield from self.val
 
 
-def run(folder, body, data, config, model=None, log=lambda facts: None):
-    model = model or small_model()
-    context = LocalContext(folder, "cpu", keep=100)
-    last = fit(config, model=model, body=body, data=data, context=context, log=log)
-    return model, context, last
+class Recorder(nn.Module):
+    """A wrapped model that notes the pictures it was given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Prediction:
+        self.seen.append(images.clone())
+        prediction: Prediction = self.inner(images)
+        return prediction
 
 
-def same(ours, theirs):
-    a, b = ours.state_dict(), theirs.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+class RecordingContext(LocalContext):
+    """A LocalContext of any rank that wraps the model."""
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        super().__init__(folder, "cpu")
+        self.rank = rank
+        self.checkpoints: list[str | None] = []
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        self.wrapped = Recorder(model)
+        return self.wrapped
+
+    def report(self, metrics: dict[str, float], checkpoint_dir: str | None) -> None:
+        self.checkpoints.append(checkpoint_dir)
+        super().report(metrics, checkpoint_dir)
 
 
 @pytest.fixture(scope="module")
-def people(small_body):
-    return labelled(small_body)
+def train(small_body: Body) -> list[Batch]:
+    return [people(small_body, 4, seed) for seed in (1, 2)]
 
 
-def test_people_seen_often_are_known_in_the_end(tmp_path, small_body):
-    config = settings(epochs=120, augment=NO_CHANGE)
-    data = Given(labelled(small_body, people=8))
-    _, context, last = run(tmp_path, small_body, data, config, small_model(dropout=0.0))
-    first = context.reports[0]
-    assert last["val/pa_mpjpe_mm"] < 0.35 * first["val/pa_mpjpe_mm"]
-    assert last["val/mpjpe_mm"] < 0.35 * first["val/mpjpe_mm"]
-    assert last["train/loss"] < 0.5 * first["train/loss"]
-    assert last["val/best_pa_mpjpe_mm"] == min(r["val/pa_mpjpe_mm"] for r in context.reports)
+@pytest.fixture(scope="module")
+def val(small_body: Body) -> list[Batch]:
+    return [people(small_body, 3, 3)]
 
 
-def test_the_reported_error_is_that_of_the_saved_weights(tmp_path, small_body, people):
-    _, context, last = run(tmp_path, small_body, Given(people), settings(epochs=2))
-    fresh = small_model()
-    load_model_weights(context.latest_checkpoint(), fresh)
-    with torch.inference_mode():
-        found = fresh.eval()(people.images).final
-        errors = pa_mpjpe(
-            small_body(found.rotmats, found.betas).joints,
-            small_body(people.rotmats, people.betas).joints,
-        )
-    assert last["val/pa_mpjpe_mm"] == pytest.approx(1000 * float(errors.mean()), rel=1e-5)
+@pytest.fixture
+def data(train: list[Batch], val: list[Batch]) -> Data:
+    return Data(train, val)
 
 
-def test_a_run_that_stopped_goes_on_to_the_same_bits(tmp_path, small_body, people):
-    whole, *_ = run(tmp_path / "whole", small_body, Given(people), settings(epochs=4))
+Run = Callable[..., tuple[HMR, dict[str, float]]]
 
-    class PowerCutError(Exception):
-        pass
 
-    def cut(epoch, number, batch):
-        if (epoch, number) == (2, 1):
+@pytest.fixture
+def run(small_body: Body, tmp_path: Path) -> Run:
+    """`fit` with these settings: the model, and what was reported last."""
+
+    def call(
+        data: Data, config: TrainConfig, *, model: HMR | None = None,
+        context: LocalContext | None = None, log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> tuple[HMR, dict[str, float]]:  # fmt: skip
+        model = new_model() if model is None else model
+        metrics = fit(
+            config, model=model, body=small_body, data=data,
+            context=context or LocalContext(tmp_path / "run", "cpu"),
+            log=log or (lambda facts: None),
+        )  # fmt: skip
+        return model, metrics
+
+    return call
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(**({"epochs": 2, "optimizer": OptimizerConfig(lr=1e-3)} | changes))
+
+
+def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    for (name, one), other in zip(
+        ours.state_dict().items(), theirs.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in TIMES}
+
+
+# Learning
+
+
+def test_a_few_people_are_learnt_by_heart(train: list[Batch], run: Run) -> None:
+    together = joined(*train)
+    reports: list[dict[str, Any]] = []
+    optimizer = OptimizerConfig(lr=1e-3, schedule="cosine", grad_clip=1.0)
+    run(
+        Data([together] * 15, [together]), settings(epochs=5, augment=PLAIN, optimizer=optimizer),
+        model=new_model(dropout=0.0, hidden=128), log=reports.append,
+    )  # fmt: skip
+    reports = [facts for facts in reports if facts["kind"] == "epoch"]
+    first, last = reports[0], reports[-1]
+    assert last["train/loss"] < 0.05 * first["train/loss"]
+    for term in ("keypoints_2d", "keypoints_3d", "pose"):
+        assert last[f"train/{term}"] < 0.05 * first[f"train/{term}"], term
+    assert last["val/pa_mpjpe_mm"] < 0.2 * first["val/pa_mpjpe_mm"]
+    assert last["val/best_pa_mpjpe_mm"] == min(r["val/pa_mpjpe_mm"] for r in reports)
+
+
+# Resuming
+
+FULL = settings(
+    epochs=3,
+    seed=5,
+    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, schedule="cosine", warmup_steps=3,
+                              grad_clip=1.0),
+)  # fmt: skip
+"""With dropout, flips and noise, whose random numbers must not depend on where a run began."""
+
+
+class PowerCutError(Exception):
+    """Nothing of the run's own."""
+
+
+def power_cut_at(epoch: int, number: int) -> Callable[[int, int], None]:
+    def cut(now: int, batch: int) -> None:
+        if (now, batch) == (epoch, number):
             raise PowerCutError
-        return batch
 
+    return cut
+
+
+@pytest.fixture(scope="module")
+def whole(
+    train: list[Batch], val: list[Batch], small_body: Body, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[HMR, list[dict[str, float]]]:
+    """An uninterrupted run: the model, and what it reported but for times."""
+    model, context = new_model(), LocalContext(tmp_path_factory.mktemp("whole"), "cpu")
+    fit(
+        FULL, model=model, body=small_body, data=Data(train, val), context=context,
+        log=lambda facts: None,
+    )  # fmt: skip
+    return model, [without_times(metrics) for metrics in context.reports]
+
+
+Whole = tuple[HMR, list[dict[str, float]]]
+
+
+@pytest.mark.parametrize(("epoch", "number"), [(1, 0), (2, 1)])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path, whole: Whole,
+    epoch: int, number: int,
+) -> None:  # fmt: skip
+    cut = LocalContext(tmp_path / "run", "cpu")
     with pytest.raises(PowerCutError):
-        run(tmp_path / "cut", small_body, Given(people, change=cut), settings(epochs=4))
-    lines = []
-    resumed, context, last = run(
-        tmp_path / "cut", small_body, Given(people), settings(epochs=4), log=lines.append
-    )
-    assert [int(r["epoch"]) for r in context.reports] == [3, 4], "two epochs were not repeated"
-    assert last["step"] == 12
-    assert lines[0]["step"] == 7
-    assert same(resumed, whole)
+        run(Data(train, val, power_cut_at(epoch, number)), FULL, context=cut)
+    # Another seed: nothing may come from anywhere but the checkpoint.
+    torch.rand(17)
+    resumed = LocalContext(tmp_path / "run", "cpu")
+    found, metrics = run(Data(train, val), FULL, model=new_model(seed=9), context=resumed)
+    expected, reports = whole
+    assert_same_weights(found, expected)
+    assert len(cut.reports) == epoch
+    assert [without_times(m) for m in cut.reports + resumed.reports] == reports
+    assert metrics["epoch"] == 3
+    assert metrics["step"] == 6
 
 
-def test_another_seed_is_another_run(tmp_path, small_body, people):
-    runs = [
-        run(tmp_path / str(n), small_body, Given(people), settings(epochs=1, seed=seed))[0]
-        for n, seed in enumerate((0, 0, 1))
+def test_a_damaged_checkpoint_costs_one_epoch_and_no_bit(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path, whole: Whole
+) -> None:
+    with pytest.raises(PowerCutError):
+        run(Data(train, val, power_cut_at(2, 0)), FULL)
+    with (tmp_path / "run/epoch-0002/optimizer.safetensors").open("ab") as file:
+        file.write(b"x")
+    resumed = LocalContext(tmp_path / "run", "cpu")
+    found, _ = run(Data(train, val), FULL, model=new_model(seed=9), context=resumed)
+    assert [metrics["epoch"] for metrics in resumed.reports] == [2, 3]
+    assert_same_weights(found, whole[0])
+
+
+def test_a_finished_run_is_only_loaded(data: Data, run: Run, tmp_path: Path) -> None:
+    expected, metrics = run(data, settings(epochs=1))
+    again = LocalContext(tmp_path / "run", "cpu")
+    found, loaded = run(Data([], []), settings(epochs=1), model=new_model(seed=9), context=again)
+    assert loaded == metrics
+    assert again.reports == []
+    assert_same_weights(found, expected)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    data: Data, run: Run, tmp_path: Path
+) -> None:
+    losses = [
+        run(data, settings(epochs=1, seed=seed), context=LocalContext(tmp_path / name, "cpu"))[1]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
-    assert same(runs[0], runs[1])
-    assert not same(runs[0], runs[2])
+    assert without_times(losses[0]) == without_times(losses[1])
+    assert losses[0]["train/loss"] != losses[2]["train/loss"]
 
 
-def test_a_batch_that_is_not_finite_changes_nothing_but_the_count(tmp_path, small_body, people):
-    def spoil(epoch, number, batch):
-        if (epoch, number) != (0, 1):
-            return batch
-        return replace(batch, keypoints_3d=batch.keypoints_3d * math.nan)
+def test_epochs_and_ranks_draw_other_random_numbers(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path
+) -> None:
+    def pictures(name: str, rank: int) -> list[Tensor]:
+        context = RecordingContext(tmp_path / name, rank)
+        run(Data(train[:1], val), settings(), context=context)
+        return context.wrapped.seen
 
-    model, context, last = run(
-        tmp_path, small_body, Given(people, change=spoil), settings(epochs=2)
-    )
-    assert [r["skipped_steps"] for r in context.reports] == [1, 1]
-    assert math.isfinite(context.reports[0]["train/loss"]), "the mean is over the other steps"
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert last["step"] == 6
+    one, again, other = pictures("a", 0), pictures("b", 0), pictures("c", 1)
+    assert len(one) == 2  # validation uses the bare model
+    for first, second in zip(one, again, strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(one[0], one[1])
+    assert not torch.equal(one[0], other[0])
 
 
-def test_a_run_of_bad_steps_ends_with_the_cure(tmp_path, small_body, people):
-    def spoil(epoch, number, batch):
-        return replace(batch, betas=batch.betas * math.inf)
+# Batches that are not finite
 
-    data = Given(people, batch=2, change=spoil)
-    with pytest.raises(HmrError, match=r"1[0-9] steps in a row .* lower train\.optimizer\.lr"):
-        run(tmp_path, small_body, data, settings(epochs=2))
+
+def test_a_bad_batch_changes_no_weight_and_is_counted(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path
+) -> None:
+    first, second = train
+    config = settings(epochs=1, augment=PLAIN)
+    quiet, expected = run(
+        Data([first, second], val), config, model=new_model(dropout=0.0),
+        context=LocalContext(tmp_path / "quiet", "cpu"),
+    )  # fmt: skip
+    disturbed, metrics = run(
+        Data([first, without_finite_labels(first), second], val), config,
+        model=new_model(dropout=0.0), context=LocalContext(tmp_path / "disturbed", "cpu"),
+    )  # fmt: skip
+    for (name, one), other in zip(disturbed.named_parameters(), quiet.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert metrics["skipped_steps"] == 1
+    assert expected["skipped_steps"] == 0
+    assert metrics["step"] == 3
+    for name in ("loss", "betas", "pose", "keypoints_2d"):  # means of the good steps
+        assert metrics[f"train/{name}"] == expected[f"train/{name}"]
+
+
+def test_skipped_steps_are_counted_across_a_resume(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path
+) -> None:
+    batches = [train[0], without_finite_labels(train[1])]
+    with pytest.raises(PowerCutError):
+        run(Data(batches, val, power_cut_at(2, 0)), settings(epochs=3))
+    resumed = LocalContext(tmp_path / "run", "cpu")
+    _, metrics = run(Data(batches, val), settings(epochs=3), context=resumed)
+    assert len(resumed.reports) == 1
+    assert metrics["skipped_steps"] == 3
+
+
+def test_divergence_ends_the_run_at_the_next_progress_line(
+    train: list[Batch], val: list[Batch], run: Run
+) -> None:
+    bad = without_finite_labels(train[0])
+    taken: list[int] = []
+    data = Data([train[1]] * 2 + [bad] * 30, val, lambda epoch, number: taken.append(number))
+    with pytest.raises(HmrError, match=r"\d+ steps in a row .* lower train\.optimizer\.lr"):
+        run(data, settings(log_every=5))
+    assert len(taken) == 15  # 2 good, 10 bad, seen at the 15th step
+
+
+def test_divergence_within_an_epoch_is_not_checkpointed(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path
+) -> None:
+    context = LocalContext(tmp_path / "run", "cpu")
+    with pytest.raises(HmrError, match="10 steps in a row"):
+        run(Data([without_finite_labels(train[0])] * 10, val), settings(log_every=1000),
+            context=context)  # fmt: skip
+    assert context.reports == []
+    assert context.latest_checkpoint() is None
+
+
+# The data's promise
 
 
 @pytest.mark.parametrize(
-    ("promised", "said"),
-    [(4, "got 3 batches, expected 4"), (2, "got more than 2 batches, expected 2")],
+    ("promised", "message"),
+    [
+        (3, "epoch 1: rank 0 got 2 batches, expected 3"),
+        (1, "epoch 1: rank 0 got more than 1 batches, expected 1"),
+    ],
 )
-def test_a_data_set_that_changed_while_it_was_read_is_noticed(
-    tmp_path, small_body, people, promised, said
-):
-    data = Given(people)
+def test_another_number_of_batches_is_refused(
+    data: Data, run: Run, promised: int, message: str
+) -> None:
     data.steps_per_epoch = promised
-    with pytest.raises(HmrError, match=said):
-        run(tmp_path, small_body, data, settings(epochs=1))
+    with pytest.raises(HmrError, match=f"{message}; the data set changed while it was read"):
+        run(data, settings())
 
 
-def test_progress_counts_every_image(tmp_path, small_body, people):
-    lines = []
-    run(tmp_path, small_body, Given(people), settings(epochs=2), log=lines.append)
-    kinds = [line["kind"] for line in lines]
-    assert kinds == ["step"] * 3 + ["epoch"] + ["step"] * 3 + ["epoch"]
-    assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
-    etas = [line["eta_s"] for line in lines if line["kind"] == "step"]
-    assert etas[-1] == 0
-    assert all(line["images_per_s"] > 0 for line in lines if line["kind"] == "step")
-    assert lines[-1]["val/count"] == PEOPLE
+def test_no_batch_is_trained_beyond_the_promised_number(
+    data: Data, run: Run, tmp_path: Path
+) -> None:
+    data.steps_per_epoch = 1
+    context = RecordingContext(tmp_path / "run")
+    with pytest.raises(HmrError, match="more than 1"):
+        run(data, settings(), context=context)
+    assert len(context.wrapped.seen) == 1
 
 
-@pytest.mark.parametrize("warmup", [0, 5])
-def test_the_rate_rises_to_its_peak_and_falls_to_a_fiftieth(warmup):
-    config = OptimizerConfig(lr=0.4, schedule="cosine", warmup_steps=warmup)
-    rates = [learning_rate(config, step, 100) for step in range(100)]
-    assert rates[warmup] == max(rates) == pytest.approx(0.4)
-    assert rates[-1] == pytest.approx(0.02 * 0.4)
-    assert sorted(rates[warmup:], reverse=True) == rates[warmup:]
-    if warmup:
-        assert rates[0] == pytest.approx(0.4 / warmup)
-        middle = warmup + (99 - warmup) // 2
-        assert rates[middle] == pytest.approx(0.51 * 0.4, rel=0.02), "half-way between the ends"
-    constant = OptimizerConfig(lr=0.4)
-    assert {learning_rate(constant, step, 100) for step in range(100)} == {0.4}
+# Validation
 
 
-def parameter(value):
-    return torch.nn.Parameter(torch.tensor(value))
-
-
-def test_one_step_is_that_of_adamw_with_the_clipped_gradient():
-    ours, theirs = parameter([1.0, -2.0]), parameter([1.0, -2.0])
-    config = OptimizerConfig(lr=0.1, weight_decay=0.3, grad_clip=1.0)
-    optimizer = GuardedAdamW([ours], config, 10)
-    reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.3)
-    for gradient in ([3.0, 4.0], [0.1, 0.0], [-6.0, 8.0]):
-        ours.grad = torch.tensor(gradient)
-        length = math.hypot(*gradient)
-        theirs.grad = torch.tensor(gradient) / max(length, 1.0)
-        optimizer.update(0)
-        reference.step()
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_alone():
-    weight = parameter([1.0, 2.0])
-    optimizer = GuardedAdamW([weight], OptimizerConfig(lr=0.1, grad_clip=1.0), 10)
-    weight.grad = torch.tensor([0.5, 0.5])
-    optimizer.update(0)
-    before = weight.detach().clone()
-    moments = {k: v.clone() for k, v in optimizer.inner.state[weight].items()}
-    weight.grad = torch.tensor([math.nan, 0.5])
-    assert float(optimizer.update(1)) == 1
-    assert torch.equal(weight, before)
-    for name, value in optimizer.inner.state[weight].items():
-        assert torch.equal(value, moments[name]), name
-    assert optimizer.skipped == 1
-
-
-def test_only_bad_steps_in_a_row_are_divergence():
-    weight = parameter([1.0])
-    optimizer = GuardedAdamW([weight], OptimizerConfig(lr=0.1), 10)
-
-    def bad(times):
-        for _ in range(times):
-            weight.grad = torch.tensor([math.inf])
-            optimizer.update(0)
-
-    bad(MAX_BAD_STEPS - 1)
-    weight.grad = torch.tensor([1.0])
-    optimizer.update(0)
-    bad(MAX_BAD_STEPS - 1)
-    optimizer.refuse_divergence()
-    bad(1)
-    with pytest.raises(HmrError, match="10 steps in a row"):
-        optimizer.refuse_divergence()
-
-
-def test_precision_follows_the_setting_and_auto_follows_the_device():
-    cpu = torch.device("cpu")
-    assert reduced_precision("bfloat16", cpu)
-    assert not reduced_precision("float32", cpu)
-    capable = torch.cpu.get_capabilities()
-    wanted = any(capable.get(n, False) for n in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert reduced_precision("auto", cpu) == wanted
-
-
-def test_bfloat16_learns_the_same_people(tmp_path, small_body, people):
-    config = settings(epochs=12, augment=NO_CHANGE)
-    results = {}
-    for precision in ("float32", "bfloat16"):
-        _, _, last = run(
-            tmp_path / precision, small_body, Given(people),
-            config.model_copy(update={"precision": precision}), small_model(0.0),
+def test_validation_is_the_mean_over_labelled_people(small_body: Body, run: Run) -> None:
+    batches = [people(small_body, count, seed) for count, seed in ((3, 1), (2, 2), (2, 4))]
+    batches[1] = replace(batches[1], has_smpl=torch.tensor([False, True]))
+    batches[2] = replace(batches[2], has_smpl=torch.tensor([False, False]))
+    model, metrics = run(Data(batches[:1], batches), settings(epochs=1))
+    everybody = joined(*batches)
+    labelled = everybody.has_smpl
+    with torch.inference_mode():
+        errors = person_errors(
+            model.eval()(everybody.images).final[labelled], everybody.rotmats[labelled],
+            everybody.betas[labelled], small_body,
         )  # fmt: skip
-        results[precision] = last["val/pa_mpjpe_mm"]
-    assert results["bfloat16"] == pytest.approx(results["float32"], rel=0.15)
+    assert metrics["val/count"] == 4
+    for name, values in errors.items():
+        assert metrics[f"val/{name}"] == pytest.approx(float(values.mean()), rel=1e-5)
 
 
-def test_the_local_context_keeps_the_newest_and_passes_over_a_damaged_one(
-    tmp_path, small_body, people
-):
-    context = LocalContext(tmp_path, "cpu", keep=2)
-    model = small_model()
-    fit(settings(epochs=4), model=model, body=small_body, data=Given(people), context=context,
-        log=lambda facts: None)  # fmt: skip
-    folders = sorted(path.name for path in tmp_path.iterdir())
-    assert folders == ["epoch-0003", "epoch-0004"]
-    weights = tmp_path / "epoch-0004" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    assert context.latest_checkpoint() == str(tmp_path / "epoch-0003")
+def test_validation_leaves_the_model_as_it_was(
+    data: Data, small_body: Body, tmp_path: Path
+) -> None:
+    context = LocalContext(tmp_path, "cpu")
+    trainer = Trainer(settings(), new_model(), small_body, data, context, lambda facts: None)
+    trainer.train_epoch(0)
+    before, draws = copy.deepcopy(trainer.model), torch.get_rng_state()
+    assert trainer.validate() == trainer.validate()
+    assert_same_weights(trainer.model, before)  # running means of batch norm among them
+    assert torch.equal(torch.get_rng_state(), draws)
+    trainer.train_epoch(1)
+    assert trainer.model.training
+
+
+# Reports and progress
+
+
+def test_progress_says_where_the_run_is(data: Data, run: Run) -> None:
+    facts: list[dict[str, Any]] = []
+    config = settings(epochs=3, log_every=3, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=10))
+    run(data, config, log=facts.append)
+    assert [(f["kind"], f["step"], f["epoch"]) for f in facts] == [
+        ("epoch", 2, 1), ("step", 3, 2), ("epoch", 4, 2), ("step", 6, 3), ("epoch", 6, 3),
+    ]  # fmt: skip
+    steps = [f for f in facts if f["kind"] == "step"]
+    for f in steps:
+        assert f["lr"] == pytest.approx(1e-4 * f["step"])
+        assert (f["steps"], f["epochs"], f["skipped_steps"]) == (6, 3, 0)
+        assert f["eta_s"] == pytest.approx((6 - f["step"]) * f["step_s"])
+        total = LossConfig().scale * sum(
+            getattr(LossConfig(), name) * value
+            for name, value in f["losses"].items() if name != "loss"
+        )  # fmt: skip
+        assert f["losses"]["loss"] == pytest.approx(total, rel=1e-4)
+        assert f["images_per_s"] > 0
+    assert steps[0]["pa_mpjpe_mm"] == facts[0]["val/pa_mpjpe_mm"]
+    assert steps[1]["pa_mpjpe_mm"] == facts[2]["val/pa_mpjpe_mm"]
+
+
+def test_only_the_first_rank_writes_and_speaks(data: Data, run: Run, tmp_path: Path) -> None:
+    facts: list[dict[str, Any]] = []
+    context = RecordingContext(tmp_path / "run", rank=1)
+    _, metrics = run(data, settings(log_every=1), context=context, log=facts.append)
+    assert facts == []
+    assert context.checkpoints == [None, None]
+    assert context.reports[-1] == metrics
+    assert metrics["val/count"] == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_folders_are_removed_after_the_report(
+    data: Data, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    context = RecordingContext(tmp_path / "run")
+    run(data, settings(), context=context)
+    folders = [Path(folder) for folder in context.checkpoints if folder is not None]
+    assert len(set(folders)) == 2
+    assert all(folder.parent == scratch for folder in folders)
+    assert not list(scratch.iterdir())
+
+    class Refusing(RecordingContext):
+        def report(self, metrics: dict[str, float], checkpoint_dir: str | None) -> None:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run(data, settings(), context=Refusing(tmp_path / "other"))
+    assert not list(scratch.iterdir())
+
+
+def test_the_best_error_is_the_lowest_so_far() -> None:
+    state = RunState()
+    assert state.best == math.inf
+    state.history += [{"val/pa_mpjpe_mm": value} for value in (80.0, 60.5, 71.0)]
+    assert state.best == 60.5
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "avx512_f": True}, True), ({"amx_bf16": True}, True),
+        ({"bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False), ({}, False),
+    ],
+)  # fmt: skip
+def test_auto_precision_is_what_the_processor_computes_in(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert reduced_precision("auto", cpu) is expected
+    assert reduced_precision("bfloat16", cpu) is True
+    assert reduced_precision("float32", cpu) is False
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_asks_the_gpu_not_the_processor(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    """Emulated bfloat16 does not count."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": not native})
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
+    )
+    assert reduced_precision("auto", torch.device("cuda")) is native
+
+
+def test_reduced_precision_changes_the_layers_and_little_of_the_loss(
+    train: list[Batch], val: list[Batch], small_body: Body, tmp_path: Path
+) -> None:
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        model = new_model(dropout=0.0)
+        dtypes = []
+        model.regressor.fc2.register_forward_hook(
+            lambda module, args, output, into=dtypes: into.append(output.dtype)
+        )
+        context = LocalContext(tmp_path / precision, "cpu")
+        config = settings(precision=precision, augment=PLAIN)
+        trainer = Trainer(config, model, small_body, Data(train, val), context, lambda f: None)
+        terms, _ = trainer.train_step(train[0])
+        assert set(dtypes) == {getattr(torch, precision)}
+        assert all(value.dtype == torch.float32 for value in terms.values())
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        found[precision] = terms["loss"].item()
+    assert found["float32"] != found["bfloat16"]
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.03)
+
+
+def test_a_step_takes_the_loss_of_the_given_batch(
+    data: Data, small_body: Body, tmp_path: Path
+) -> None:
+    model = new_model(dropout=0.0)
+    before = copy.deepcopy(model).train()
+    config = settings(losses=LossConfig(vertices=1.0, iteration_weights="all"))
+    trainer = Trainer(config, model, small_body, data, LocalContext(tmp_path, "cpu"), print)
+    batch = data.train[0]
+    terms, skipped = trainer.train_step(batch)
+    expected = hmr_losses(before(batch.images), batch, small_body, config.losses)
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    assert skipped == 0
+    assert trainer.state.step == 1
+    with torch.no_grad():
+        again = hmr_losses(model(batch.images), batch, small_body, config.losses)
+    assert again["loss"] < terms["loss"]
