@@ -40,8 +40,8 @@ class LabelledPerson:
 
     def rejection(self) -> tuple[str, str] | None:
         """Why this person may not enter a data set: a short stable code and a sentence."""
-        for name in ("crop_to_frame", "center", "keypoints_2d", "keypoints_3d", "pose", "betas",
-                     "transl", "intrinsics"):  # fmt: skip
+        for name in ("crop_to_frame", "center", "scale", "keypoints_2d", "keypoints_3d", "pose",
+                     "betas", "transl", "intrinsics"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not np.isfinite(value).all():
                 return "label_nonfinite", f"{name} holds NaN or infinite numbers"
