@@ -55,7 +55,9 @@ def test_the_whole_platform_runs_in_a_row(local_cluster, tmp_path, monkeypatch, 
     assert (results["trials"], results["predicted"]) == (2, 4)
     assert results["best_n_iter"] in (1, 2, 3, 4)
 
-    submitted = json.loads((made / "submitted.log").read_text().splitlines()[-2])
+    printed = [ln for ln in (made / "submitted.log").read_text().splitlines() if ln[:1] == "{"]
+    submitted = json.loads(printed[-1])
+    assert submitted["epochs"] == 1
     assert submitted["run"] == str(made / "runs/submitted")
     assert (made / "runs/submitted/bundle/manifest.json").is_file()
 
