@@ -172,34 +172,25 @@ def _ask(connection: HTTPConnection, image: bytes, accept: str) -> bytes:
     return content
 
 
-def search_sections(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the report says about the search."""
-    points = [
-        (float(row["model.n_iter"]), float(row["pa_mpjpe_mm"]))
-        for row in found["rows"]
-        if row["status"] == "finished" and row["pa_mpjpe_mm"] and "model.n_iter" in row
-    ]
-    chart = report.line_chart(
-        {"finished trials": sorted(points)}, x_label="iterations T", y_label="PA-MPJPE (mm)"
-    )
-    return [("Search", report.html_table(found["rows"]) + (chart if points else ""))]
-
-
 def accuracy_sections(measured: dict[str, Any], curve: list[dict[str, Any]]) -> list[
     tuple[str, str]
 ]:  # fmt: skip
     """What the report says about accuracy and the way there."""
-    learning = report.line_chart(
-        {
-            name: [(row["epoch"], row[f"val/{key}"]) for row in curve]
-            for name, key in (("MPJPE", "mpjpe_mm"), ("PA-MPJPE", "pa_mpjpe_mm"))
-        },
-        x_label="epoch", y_label="validation error (mm)",
+    names = (("MPJPE", "mpjpe_mm"), ("PA-MPJPE", "pa_mpjpe_mm"))
+    by_step = report.line_chart(
+        {name: [(row["n_iter"], row[key]) for row in measured["by_iteration"]]
+         for name, key in names},
+        x_label="refinement steps", y_label="held-out error (mm)",
     )  # fmt: skip
+    learning = report.line_chart(
+        {name: [(row["epoch"], row[f"val/{key}"]) for row in curve] for name, key in names},
+        x_label="epoch",
+        y_label="validation error (mm)",
+    )
     return [
         (
             "Held-out accuracy by number of iterations",
-            report.html_table(accuracy_rows(measured)),
+            report.html_table(accuracy_rows(measured)) + by_step,
         ),
         ("Learning curve", learning),
     ]
@@ -250,7 +241,7 @@ def write_report(
         *accuracy_sections(measured, curve),
         ("Held-out people", report.html_picture(sheet, LEGEND)),
         ("The body", report.html_picture(body, BODY_LEGEND)),
-        *search_sections(found),
+        ("Search", report.html_table(found["rows"])),
         ("Time of each step", report.html_table(steps.rows)),
     ]
     report.write_page(

@@ -109,7 +109,8 @@ def line_chart(
     x0, x1 = xs.min(), xs.max() if xs.max() > xs.min() else xs.min() + 1
     margin = 0.06 * (ys.max() - ys.min() or 1)
     y0, y1 = ys.min() - margin, ys.max() + margin
-    left, right, top, bottom = 52, 130, 14, 42
+    longest = max(len(f"{tick:g}") for tick in _ticks(y0, y1))
+    left, right, top, bottom = 30 + 7 * longest, 130, 14, 42
 
     def place(x: float, y: float) -> tuple[float, float]:
         px = left + (x - x0) / (x1 - x0) * (width - left - right)
