@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -279,20 +280,28 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert losses[0]["train/loss"] != losses[2]["train/loss"]
 
 
-def test_epochs_and_ranks_draw_other_random_numbers(
+def test_seeds_epochs_and_ranks_draw_random_numbers_of_their_own(
     train: list[Batch], val: list[Batch], run: Run, tmp_path: Path
 ) -> None:
-    def pictures(name: str, rank: int) -> list[Tensor]:
-        context = RecordingContext(tmp_path / name, rank)
-        run(Data(train[:1], val), settings(), context=context)
-        return context.wrapped.seen
+    def drawn(name: str, rank: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The pictures and what dropout kept, in each epoch."""
+        context, model = RecordingContext(tmp_path / name, rank), new_model()
+        kept: list[Tensor] = []
+        model.regressor.drop1.register_forward_hook(
+            lambda module, args, output: kept.append(output != 0) if module.training else None
+        )
+        run(Data(train[:1], val), settings(seed=seed), model=model, context=context)
+        assert len(context.wrapped.seen) == 2  # validation uses the bare model
+        return context.wrapped.seen, kept[:: model.regressor.n_iter]
 
-    one, again, other = pictures("a", 0), pictures("b", 0), pictures("c", 1)
-    assert len(one) == 2  # validation uses the bare model
-    for first, second in zip(one, again, strict=True):
-        assert torch.equal(first, second)
-    assert not torch.equal(one[0], one[1])
-    assert not torch.equal(one[0], other[0])
+    runs = [drawn("a", 0, 0), drawn("b", 1, 0), drawn("c", 0, 1)]
+    for kind in (0, 1):
+        draws = [draw for of_run in runs for draw in of_run[kind]]
+        assert len(draws) == 6
+        for one, other in itertools.combinations(draws, 2):
+            assert not torch.equal(one, other)
+    for one, again in zip(runs[0], drawn("d", 0, 0), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, again, strict=True))
 
 
 # Batches that are not finite
