@@ -16,7 +16,7 @@ import smplx
 import torch
 
 from hmr import embedded_body
-from hmr.body_arrays import BodyArrays, lbs_numpy, save_body
+from hmr.body_arrays import BodyArrays, lbs_numpy, load_body, save_body
 from hmr.embedded_correctives import dual_quaternion_skinning, pose_directions, rest_space_offsets
 from hmr.embedded_field import (
     SOLE_HEIGHT,
@@ -28,7 +28,7 @@ from hmr.embedded_field import (
     signed_distance,
 )
 from hmr.embedded_mesh import unique_edges
-from hmr.embedded_rig import SHAPE_DIRECTIONS
+from hmr.embedded_rig import SHAPE_DIRECTIONS, landmark_order
 from hmr.pose_prior import rodrigues, sample_pose
 from hmr.skeleton import SMPL_FLIP, SMPL_PARENTS, SMPL_VERTEX_IDS, smpl_index
 
@@ -121,6 +121,20 @@ def test_mesh_is_closed_oriented_and_in_one_piece(built: BodyArrays) -> None:
     assert (labels == 0).all()
 
 
+def test_no_vertex_pinches_the_mesh(built: BodyArrays) -> None:
+    """Around each one all neighbours are met on a single round, from face to face."""
+    a, b, c = built.faces.T
+    corners = np.concatenate([np.stack([a, b, c]), np.stack([b, c, a]), np.stack([c, a, b])], 1).T
+    after: list[dict[int, int]] = [{} for _ in range(built.num_vertices)]
+    for vertex, left, right in corners.tolist():
+        after[vertex][left] = right
+    for fan in after:
+        met = [next(iter(fan))]
+        while (beside := fan[met[-1]]) not in met:
+            met.append(beside)
+        assert len(met) == len(fan) >= 3
+
+
 def test_size_is_a_persons(built: BodyArrays) -> None:
     low, high = built.v_template.min(0), built.v_template.max(0)
     assert volume(built.v_template, built.faces) == pytest.approx(0.0674719, abs=1e-6)
@@ -209,6 +223,10 @@ def test_primitives_come_in_mirrored_pairs() -> None:
 # Rig
 
 
+def test_every_joint_lies_inside_the_body() -> None:
+    assert signed_distance(primitives(), rest_joints()).max() < -0.005
+
+
 def test_the_regressor_gives_the_joints_exactly(built: BodyArrays) -> None:
     np.testing.assert_allclose(built.J_regressor @ built.v_template, rest_joints(), atol=1e-14)
     np.testing.assert_allclose(built.J_regressor.sum(1), 1, atol=1e-12)
@@ -289,6 +307,15 @@ def test_every_beta_grows_both_sides_alike(built: BodyArrays) -> None:
 
 def test_landmarks_carry_the_vertex_numbers_of_smpl(built: BodyArrays) -> None:
     assert built.landmark_vertices.tolist() == list(SMPL_VERTEX_IDS.values())
+
+
+def test_landmarks_find_their_numbers_however_the_vertices_are_sorted(built: BodyArrays) -> None:
+    shuffle = np.random.default_rng(0).permutation(built.num_vertices)
+    vertices, weights = built.v_template[shuffle], built.lbs_weights[shuffle]
+    order = landmark_order(vertices, weights, rest_joints())
+    assert np.array_equal(np.sort(order), np.arange(built.num_vertices))
+    numbers = built.landmark_vertices
+    np.testing.assert_array_equal(vertices[order][numbers], built.v_template[numbers])
 
 
 def test_face_feet_and_hands_are_where_a_person_has_them(landmarks: dict[str, np.ndarray]) -> None:
@@ -390,6 +417,14 @@ def test_offsets_carry_linear_skinning_to_dual_quaternion_skinning(
     np.testing.assert_allclose(linear, rigid, atol=1e-6)
 
 
+def test_a_body_that_turns_as_a_whole_needs_no_correction(built: BodyArrays) -> None:
+    rotmats = np.tile(np.eye(3), (2, 24, 1, 1))
+    rotmats[1, 0] = rodrigues(np.array([[0.4, -2.0, 1.1]]))[0]
+    vertices, weights = built.v_template[::20], built.lbs_weights[::20]
+    offsets = rest_space_offsets(vertices, weights, rest_joints(), rotmats)
+    np.testing.assert_allclose(offsets, 0, atol=1e-9)
+
+
 def test_pose_directions_predict_the_offsets_of_new_poses(built: BodyArrays) -> None:
     rotmats = sampled_rotations(6, seed=7)
     wanted = rest_space_offsets(built.v_template, built.lbs_weights, rest_joints(), rotmats)
@@ -440,9 +475,20 @@ def test_a_vertex_gets_its_pose_directions_whoever_is_beside_it(built: BodyArray
 Cached = Callable[[], tuple[BodyArrays, int]]
 
 
+def test_a_file_keeps_every_digit(built: BodyArrays, tmp_path: Path) -> None:
+    save_body(tmp_path / "embedded.npz", built)
+    assert_same(replace(load_body(tmp_path / "embedded.npz"), licence="project"), built)
+
+
+@pytest.fixture
+def computed(small_arrays: BodyArrays) -> BodyArrays:
+    """Stands for the embedded body below: it is small, and written in no time."""
+    return replace(small_arrays, name="embedded", licence="project")
+
+
 @pytest.fixture
 def cached(
-    built: BodyArrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    computed: BodyArrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], tuple[BodyArrays, int]]:
     """`embedded_body` with a cache of its own, and how often it computed the body by then."""
     monkeypatch.setenv("RAYHMR_CACHE", str(tmp_path / "cache"))
@@ -450,7 +496,7 @@ def cached(
 
     def build() -> BodyArrays:
         builds.append(1)
-        return built
+        return computed
 
     monkeypatch.setattr(embedded_body, "build_embedded_body", build)
     return lambda: (embedded_body.embedded_body(), len(builds))
@@ -462,15 +508,15 @@ def only_file(folder: Path) -> Path:
 
 
 def test_the_second_call_reads_the_same_body_from_the_cache(
-    built: BodyArrays, cached: Cached, tmp_path: Path
+    computed: BodyArrays, cached: Cached, tmp_path: Path
 ) -> None:
     first, builds = cached()
     assert builds == 1
     second, builds = cached()
     assert builds == 1
     assert second is not first
-    assert_same(second, built)
-    assert second.content_hash() == built.content_hash()
+    assert_same(second, computed)
+    assert second.content_hash() == computed.content_hash()
     assert only_file(tmp_path / "cache").name == "embedded-body-1.npz"
 
 
@@ -485,7 +531,7 @@ def test_the_second_call_reads_the_same_body_from_the_cache(
     ids=["cut", "empty", "foreign", "flipped bits"],
 )
 def test_a_damaged_cache_file_is_replaced(
-    built: BodyArrays, cached: Cached, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    computed: BodyArrays, cached: Cached, tmp_path: Path, caplog: pytest.LogCaptureFixture,
     damage: Callable[[bytes], bytes],
 ) -> None:  # fmt: skip
     cached()
@@ -494,30 +540,30 @@ def test_a_damaged_cache_file_is_replaced(
     file.write_bytes(damage(whole))
     body, builds = cached()
     assert builds == 2
-    assert_same(body, built)
+    assert_same(body, computed)
     assert "damaged and is computed again" in caplog.text
     assert str(file) in caplog.text
     body, builds = cached()
     assert builds == 2
-    assert_same(body, built)
+    assert_same(body, computed)
     assert only_file(tmp_path / "cache") == file
 
 
 def test_a_cache_file_that_is_no_body_is_replaced(
-    built: BodyArrays, cached: Cached, tmp_path: Path
+    computed: BodyArrays, cached: Cached, tmp_path: Path
 ) -> None:
-    weights = built.lbs_weights.copy()
+    weights = computed.lbs_weights.copy()
     weights[0] *= 2
-    save_body(tmp_path / "cache/embedded-body-1.npz", replace(built, lbs_weights=weights))
+    save_body(tmp_path / "cache/embedded-body-1.npz", replace(computed, lbs_weights=weights))
     body, builds = cached()
     assert builds == 1
-    assert_same(body, built)
+    assert_same(body, computed)
     assert cached()[1] == 1
 
 
 @pytest.mark.parametrize("name", ["file/below", "x" * 300], ids=["below a file", "no valid name"])
 def test_without_a_place_for_the_cache_the_body_is_computed_each_time(
-    built: BodyArrays, cached: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    computed: BodyArrays, cached: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, name: str,
 ) -> None:  # fmt: skip
     (tmp_path / "file").write_text("in the way")
@@ -526,7 +572,7 @@ def test_without_a_place_for_the_cache_the_body_is_computed_each_time(
         for count in (1, 2):
             body, builds = cached()
             assert builds == count
-            assert_same(body, built)
+            assert_same(body, computed)
     assert "the body is not cached" in caplog.text
 
 
