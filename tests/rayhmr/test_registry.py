@@ -124,6 +124,33 @@ def test_writers_at_the_same_time_get_numbers_of_their_own(open_registry, new_bu
         assert text_of(open_registry().fetch("hmr", str(number))) == text
 
 
+def test_of_two_writers_who_want_one_remote_number_only_one_gets_it(remote, new_bundle, tmp_path):
+    bundles = [new_bundle("a"), new_bundle("b")]
+    together = threading.Barrier(2)
+
+    class Simultaneous(Registry):
+        """Goes on from its first look at the claims when the other one has looked as well."""
+
+        looked = False
+
+        def _list(self, folder):
+            infos = super()._list(folder)
+            if folder.endswith(".claims") and not self.looked:
+                self.looked = True
+                together.wait(20)
+            return infos
+
+    def register(folder):
+        return Simultaneous(remote.uri, remote._files).register("hmr", folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        numbers = list(pool.map(register, bundles))
+    assert len(set(numbers)) == 2
+    for number, text in zip(numbers, "ab", strict=True):
+        assert text_of(remote.fetch("hmr", str(number))) == text
+    assert not list((tmp_path / "store/registry/hmr/.claims").iterdir())
+
+
 def test_a_version_without_its_manifest_is_never_seen_and_its_number_never_given_again(
     open_registry, new_bundle, tmp_path
 ):
