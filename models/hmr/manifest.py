@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hmr.errors import BundleError
+from hmr.errors import BundleError, HmrError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -119,25 +119,41 @@ def is_complete(folder: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
+def replaced_folder(
+    target: Path, marker: str = MANIFEST, foreign: HmrError | None = None
+) -> Iterator[Path]:
     """A new folder beside `target` that takes its place, with one rename, when the block ends.
 
-    After an error nothing has changed. Only a folder with a manifest, or an empty one, is replaced.
+    After an error nothing has changed. Only a folder with the file `marker`, or an empty one, is
+    replaced; for any other `foreign` is raised, by default a BundleError.
     """
-    if target.exists() and not (target / MANIFEST).is_file():
+    if target.exists() and not (target / marker).is_file():
         if not target.is_dir() or any(target.iterdir()):
-            raise BundleError(f"{target}: is there and is no bundle; choose another name")
+            raise foreign or BundleError(
+                f"{target}: is there and is no bundle; choose another name"
+            )
         target.rmdir()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}.partial")
-    old = partial.with_suffix(".old")
     partial.mkdir()
     try:
         yield partial
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
+        _swap(partial, target)
         sync(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; what was there is removed only once that has worked."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = new.with_suffix(".old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hmr.errors import ConfigError, HmrError
+from hmr.manifest import replaced_folder
 from hmr.skeleton import SMPL_JOINT_NAMES
 from hmr.structures import Person
 
@@ -87,11 +86,13 @@ def overlay_names(paths: Collection[str]) -> dict[str, str]:
     """Path of each image to that of its overlay: `a/b.png` to `a/b.jpg`, or to `a/b.png.jpg` when
     an image beside it has the same stem, or is called like it."""
     stems = Counter(str(PurePosixPath(path).with_suffix("")) for path in paths)
+    # A folder below the input becomes a folder of the same name below overlays/.
+    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
     taken = set(paths)
     names = {}
     for path in paths:
         stem = str(PurePosixPath(path).with_suffix(""))
-        alone = stems[stem] == 1 and stem not in taken
+        alone = stems[stem] == 1 and stem not in taken and f"{stem}.jpg" not in folders
         names[path] = f"{stem if alone else path}.jpg"
     return names
 
@@ -157,28 +158,13 @@ class PeopleWriter:
             )
 
 
-@contextmanager
-def finished_folder(target: Path) -> Iterator[Path]:
+def finished_folder(target: Path) -> AbstractContextManager[Path]:
     """A new folder that becomes `target`, with one rename, when the block ends without an error.
 
     What an earlier prediction wrote there is replaced; a folder with anything else is refused.
     """
-    if target.exists() and not (target / MANIFEST).is_file():
-        if not target.is_dir() or any(target.iterdir()):
-            raise ConfigError(
-                f"output={target}: is there and holds no {MANIFEST}, so no prediction made it; "
-                "choose another folder"
-            )
-        target.rmdir()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}.partial")
-    old = partial.with_suffix(".old")
-    partial.mkdir()
-    try:
-        yield partial
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    foreign = ConfigError(
+        f"output={target}: is there and holds no {MANIFEST}, so no prediction made it; "
+        "choose another folder"
+    )
+    return replaced_folder(target, MANIFEST, foreign)

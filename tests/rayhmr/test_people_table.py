@@ -183,6 +183,11 @@ def test_no_two_images_share_an_overlay(paths):
     assert all(name.endswith(".jpg") for name in names.values())
 
 
+def test_an_overlay_is_never_called_like_a_folder_of_others():
+    names = overlay_names(["a.png", "a.jpg/b.png"])
+    assert names == {"a.png": "a.png.jpg", "a.jpg/b.png": "a.jpg/b.jpg"}
+
+
 # The folder
 
 
@@ -215,6 +220,16 @@ def test_after_an_error_the_earlier_folder_is_as_it_was(tmp_path):
         fails()
     assert (target / "predictions.json").read_text() == "whole"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_when_the_last_rename_fails_the_earlier_folder_comes_back(tmp_path):
+    target = tmp_path / "out"
+    with finished_folder(target) as folder:
+        (folder / "predictions.json").write_text("whole")
+    with pytest.raises(FileNotFoundError), finished_folder(target) as folder:
+        folder.rename(tmp_path / "taken away")
+    assert (target / "predictions.json").read_text() == "whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "taken away"]
 
 
 def test_only_an_empty_folder_or_a_prediction_is_replaced(tmp_path):
