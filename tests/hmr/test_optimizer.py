@@ -76,17 +76,22 @@ def norm_of_gradients(parameters: list[nn.Parameter]) -> float:
     return float(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())
 
 
-def test_finite_steps_are_those_of_adamw() -> None:
+@pytest.mark.parametrize("clip", [None, 2.0])
+def test_finite_steps_are_those_of_adamw_with_the_cut_gradient(clip: float | None) -> None:
     ours, theirs = new_parameters(), new_parameters()
-    guarded = GuardedAdamW(ours, config(weight_decay=0.1), total_steps=5)
+    guarded = GuardedAdamW(ours, config(weight_decay=0.1, grad_clip=clip), total_steps=5)
     plain = AdamW(theirs, lr=0.1, weight_decay=0.1, fused=False)
     for step in range(5):
         for parameters in (ours, theirs):
-            give_gradients(parameters, seed=step)
+            give_gradients(parameters, seed=step, scale=0.1 + step)
+        length = norm_of_gradients(theirs)
+        for parameter in theirs:
+            assert parameter.grad is not None
+            parameter.grad *= 1 if clip is None else min(1, clip / length)
         assert guarded.update(step) == 0
         plain.step()
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert guarded.skipped == 0
 
 

@@ -334,6 +334,27 @@ def test_wrong_crops_are_refused(predictor: Predictor, crops: np.ndarray, value:
         predictor.predict_crops(crops)
 
 
+# Precision
+
+
+def test_a_bfloat16_model_answers_in_float32_and_nearly_the_same(
+    predictor: Predictor, small_body: Body
+) -> None:
+    half = Predictor(new_model().bfloat16(), small_body)
+    image = picture(60, 50)
+    (exact,), (rounded,) = predictor.predict(image, None, 1), half.predict(image, None, 1)
+    for name in ("vertices", "joints_3d", "joints_2d", "cam_t", "betas", "global_orient"):
+        assert getattr(rounded, name).dtype == np.float32, name
+    assert not np.array_equal(rounded.betas, exact.betas)
+    np.testing.assert_allclose(rounded.betas, exact.betas, atol=0.01)
+    np.testing.assert_allclose(rounded.pred_cam, exact.pred_cam, atol=0.01)
+    torch.testing.assert_close(rotations(rounded), rotations(exact), atol=0.01, rtol=0)
+    for step in half.predict_crops(picture(SIZE, SIZE)[None]).iterations:
+        # Rotations are made in float32, else they would be rotations to two digits only.
+        identity = step.rotmats @ step.rotmats.mT
+        torch.testing.assert_close(identity, torch.eye(3).expand_as(identity), atol=1e-5, rtol=0)
+
+
 # What is refused
 
 BAD_IMAGES = {

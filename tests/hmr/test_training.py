@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hmr.body import Body
 from hmr.camera import project_weak
+from hmr.checkpoint import load_model_weights
 from hmr.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hmr.errors import HmrError
 from hmr.local_context import LocalContext
@@ -171,14 +172,14 @@ def without_times(metrics: dict[str, float]) -> dict[str, float]:
 # Learning
 
 
-def test_a_few_people_are_learnt_by_heart(train: list[Batch], run: Run) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_few_people_are_learnt_by_heart(train: list[Batch], run: Run, precision: str) -> None:
     together = joined(*train)
     reports: list[dict[str, Any]] = []
     optimizer = OptimizerConfig(lr=1e-3, schedule="cosine", grad_clip=1.0)
-    run(
-        Data([together] * 15, [together]), settings(epochs=5, augment=PLAIN, optimizer=optimizer),
-        model=new_model(dropout=0.0, hidden=128), log=reports.append,
-    )  # fmt: skip
+    config = settings(epochs=5, augment=PLAIN, optimizer=optimizer, precision=precision)
+    model = new_model(dropout=0.0, hidden=128)
+    run(Data([together] * 12, [together]), config, model=model, log=reports.append)
     reports = [facts for facts in reports if facts["kind"] == "epoch"]
     first, last = reports[0], reports[-1]
     assert last["train/loss"] < 0.05 * first["train/loss"]
@@ -409,6 +410,20 @@ def test_validation_is_the_mean_over_labelled_people(small_body: Body, run: Run)
     assert metrics["val/count"] == 4
     for name, values in errors.items():
         assert metrics[f"val/{name}"] == pytest.approx(float(values.mean()), rel=1e-5)
+
+
+def test_the_reported_errors_are_those_of_the_saved_weights(
+    data: Data, run: Run, small_body: Body, tmp_path: Path
+) -> None:
+    _, metrics = run(data, settings())
+    saved = new_model(seed=9)
+    load_model_weights(tmp_path / "run/epoch-0002", saved)
+    trainer = Trainer(
+        settings(), saved, small_body, data, LocalContext(tmp_path, "cpu"), lambda facts: None
+    )
+    found = trainer.validate()
+    assert found == {name: metrics[name] for name in found}
+    assert found["val/mpjpe_mm"] > 0
 
 
 def test_validation_leaves_the_model_as_it_was(
