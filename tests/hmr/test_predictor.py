@@ -150,13 +150,13 @@ def test_the_model_sees_the_square_around_the_padded_box(small_body: Body) -> No
 
 
 @pytest.mark.parametrize(("width", "height"), [(70, 50), (50, 70)])
-def test_no_box_is_the_square_around_the_whole_picture(
-    small_body: Body, width: int, height: int
+def test_no_box_is_the_whole_picture_without_padding(
+    predictor: Predictor, small_body: Body, width: int, height: int
 ) -> None:
-    predictor = Predictor(new_model(), small_body, box_padding=1.0)
     image = picture(width, height)
     (whole,) = predictor.predict(image)
-    (same,) = predictor.predict(image, [[0, 0, width, height]])
+    unpadded = Predictor(predictor.model, small_body, box_padding=1.0)
+    (same,) = unpadded.predict(image, [[0, 0, width, height]])
     assert_same(whole, same)
     assert whole.box_xyxy.tolist() == [0, 0, width, height]
 
