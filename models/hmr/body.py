@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from hmr.errors import ConfigError
 from hmr.skeleton import JOINT49_SOURCE
 from hmr.structures import BodyOutput
 
-_CPU_CHUNK = 32
-"""Bodies skinned at a time on a CPU: their surfaces then fit into its cache."""
+_CPU_BODIES, _CPU_VERTICES = 64, 1024
+"""Bodies and vertices that a CPU skins at a time: these fit into its cache. Fewer vertices would
+suit large batches better and single bodies worse."""
 
 
 class _JointTree(nn.Module):
@@ -77,11 +79,23 @@ class _JointTree(nn.Module):
         )
 
 
+class _Block(NamedTuple):
+    """Some neighbouring vertices with what moves them; what does not is left out."""
+
+    template: Tensor  # (3n,)
+    basis: Tensor  # (k, 3n)
+    features: Tensor  # (k,) numbers of the coefficients that the rows of `basis` belong to
+    weights: Tensor  # (j, n)
+    joints: Tensor  # (j,) numbers of the joints that the rows of `weights` belong to
+
+
 class _Surface(nn.Module):
     """Blend shapes and skinning of some of a body's vertices.
 
     Vertices are planar inside (all x, all y, all z): every step is a matrix product or a sum over
-    long rows.
+    long rows. A CPU takes them block by block, for two reasons: a block's intermediate results fit
+    into its cache, and neighbouring vertices hang on few joints, so most rows of the products are
+    zero and are left out. The result is the same.
     """
 
     template: Tensor  # (3N,)
@@ -99,26 +113,63 @@ class _Surface(nn.Module):
         _buffer(self, "template", arrays.v_template[vertices].T.reshape(-1))
         _buffer(self, "basis", basis.reshape(len(basis), -1))
         _buffer(self, "weights", arrays.lbs_weights[vertices].T)
+        self._blocks: list[_Block] = []
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Surface:
+        self._blocks = []  # made again in the new precision
+        return cast(_Surface, super()._apply(fn, recurse))
 
     def forward(self, transforms: Tensor, betas: Tensor, pose_features: Tensor) -> Tensor:
         """transforms: (B, 24, 3, 4), betas: (B, 10), pose_features: (B, 207) -> (B, N, 3)."""
         coefficients = betas
         if self.num_pose_features:
             coefficients = torch.cat([betas, pose_features], dim=1)
+        columns = transforms.permute(0, 3, 2, 1)  # (B, 4, 3, 24): column of the 3x4 first
         if transforms.device.type != "cpu":
-            return self._skin(transforms, coefficients)
-        chunks = zip(transforms.split(_CPU_CHUNK), coefficients.split(_CPU_CHUNK), strict=True)
-        return torch.cat([self._skin(t, c) for t, c in chunks])
-
-    def _skin(self, transforms: Tensor, coefficients: Tensor) -> Tensor:
-        B = len(transforms)
-        rest = torch.addmm(self.template, coefficients, self.basis).view(B, 3, -1)
-        columns = transforms.permute(0, 3, 2, 1).reshape(B, 12, 24) @ self.weights
-        column = columns.view(B, 4, 3, -1)
-        posed = column[:, 3]
-        for axis in range(3):
-            posed = torch.addcmul(posed, column[:, axis], rest[:, axis, None])
+            posed = _skin(columns, coefficients, self.template, self.basis, self.weights)
+            return posed.transpose(1, 2)
+        if not self._blocks:
+            self._blocks = self._cut()
+        bodies = zip(columns.split(_CPU_BODIES), coefficients.split(_CPU_BODIES), strict=True)
+        posed = torch.cat([torch.cat(self._skin_blocks(*some), dim=2) for some in bodies])
         return posed.transpose(1, 2)
+
+    def _skin_blocks(self, columns: Tensor, coefficients: Tensor) -> list[Tensor]:
+        return [
+            _skin(
+                columns.index_select(3, block.joints), coefficients.index_select(1, block.features),
+                block.template, block.basis, block.weights,
+            )
+            for block in self._blocks
+        ]  # fmt: skip
+
+    def _cut(self) -> list[_Block]:
+        template, basis = self.template.view(3, -1), self.basis.unflatten(1, (3, -1))
+        blocks = []
+        for start in range(0, self.weights.shape[1], _CPU_VERTICES):
+            part = slice(start, start + _CPU_VERTICES)
+            directions, weights = basis[..., part], self.weights[:, part]
+            features = directions.flatten(1).any(1).nonzero()[:, 0]
+            joints = weights.any(1).nonzero()[:, 0]
+            blocks.append(
+                _Block(
+                    template[:, part].flatten(), directions[features].flatten(1), features,
+                    weights[joints], joints,
+                )
+            )  # fmt: skip
+        return blocks
+
+
+def _skin(
+    columns: Tensor, coefficients: Tensor, template: Tensor, basis: Tensor, weights: Tensor
+) -> Tensor:
+    """Posed vertices (B, 3, n) of n vertices. columns: (B, 4, 3, j), coefficients: (B, k)."""
+    rest = torch.addmm(template, coefficients, basis).unflatten(1, (3, -1))
+    column = columns @ weights  # (B, 4, 3, n)
+    posed = column[:, 3]
+    for axis in range(3):
+        posed = torch.addcmul(posed, column[:, axis], rest[:, axis, None])
+    return posed
 
 
 class Body(nn.Module):

@@ -63,12 +63,17 @@ def _forward_backward(
 
 
 def body_ratios(rounds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Our body layer against smplx: all vertices, forward and with backward, and landmarks."""
+    """Our body layer against smplx: all vertices, forward and with backward, and landmarks.
+
+    `bf16`: with bfloat16 inputs, which our layer computes in float32; the peer has float32 ones.
+    """
     arrays = embedded_body()
     ours, smplx = Body(arrays), Body(arrays, backend="smplx")
     rows, ratios = [], {}
     for batch in BATCHES:
         rotmats, betas = _random_input(batch)
+
+        half = rotmats.bfloat16(), betas.bfloat16()
 
         def forward(body: Body, r: Tensor = rotmats, b: Tensor = betas) -> Callable[[], object]:
             def call() -> object:
@@ -85,16 +90,21 @@ def body_ratios(rounds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
             {
                 "smplx": forward(smplx),
                 "ours": forward(ours),
+                "ours_bf16": forward(ours, *half),
                 "landmarks": landmarks,
                 "smplx_bwd": _forward_backward(lambda r, b: smplx(r, b).vertices, rotmats, betas),
                 "ours_bwd": _forward_backward(lambda r, b: ours(r, b).vertices, rotmats, betas),
+                "ours_bf16_bwd": _forward_backward(lambda r, b: ours(r, b).vertices, *half),
                 "landmarks_bwd": _forward_backward(ours.landmarks, rotmats, betas),
             },
             rounds=rounds,
         )
-        ratios[f"ratio_vs_smplx_b{batch}"] = seconds["smplx"] / seconds["ours"]
-        ratios[f"ratio_vs_smplx_b{batch}_bwd"] = seconds["smplx_bwd"] / seconds["ours_bwd"]
-        ratios[f"ratio_vs_smplx_b{batch}_landmarks"] = seconds["smplx"] / seconds["landmarks"]
+        name = f"ratio_vs_smplx_b{batch}"
+        ratios[name] = seconds["smplx"] / seconds["ours"]
+        ratios[f"{name}_bwd"] = seconds["smplx_bwd"] / seconds["ours_bwd"]
+        ratios[f"{name}_landmarks"] = seconds["smplx"] / seconds["landmarks"]
+        ratios[f"{name}_bf16"] = seconds["smplx"] / seconds["ours_bf16"]
+        ratios[f"{name}_bf16_bwd"] = seconds["smplx_bwd"] / seconds["ours_bf16_bwd"]
         rows.append({"batch": batch} | {f"{k} ms": 1000 * v for k, v in seconds.items()})
     return rows, ratios
 

@@ -13,7 +13,7 @@ import smplx
 import torch
 from torch import Tensor
 
-from hmr.body import Body
+from hmr.body import Body, _pose_features, _skin
 from hmr.body_arrays import BodyArrays, landmarks_numpy, lbs_numpy
 from hmr.config import BodyConfig
 from hmr.errors import ConfigError
@@ -231,18 +231,51 @@ def test_turning_a_joint_moves_only_what_hangs_on_it(native: Body) -> None:
     assert float(motion.index_fill(1, torch.tensor(below), 0).max()) < 1e-7
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 65])
-def test_chunks_leave_no_trace(small_body: Body, count: int) -> None:
-    """The surface is skinned 32 people at a time."""
+@pytest.mark.parametrize("count", [1, 31, 32, 63, 64, 65, 130])
+def test_chunks_of_people_leave_no_trace(small_body: Body, count: int) -> None:
+    """A CPU skins 64 people at a time, numpy 32."""
     rotmats, betas = random_people(count, seed=12)
     together = small_body(rotmats, betas)
     assert together.vertices.shape == (count, 300, 3)
-    for row in {0, count // 2, count - 1, min(31, count - 1), min(32, count - 1)}:
+    for row in {0, count // 2, count - 1, min(63, count - 1), min(64, count - 1)}:
         alone = small_body(rotmats[row : row + 1], betas[row : row + 1])
         torch.testing.assert_close(together.vertices[row], alone.vertices[0], atol=2e-6, rtol=0)
         torch.testing.assert_close(together.joints[row], alone.joints[0], atol=2e-6, rtol=0)
     vertices, _ = lbs_numpy(small_body.arrays, rotmats.numpy(), betas.numpy())
     np.testing.assert_allclose(vertices, together.vertices, atol=5e-6)
+
+
+def test_blocks_of_vertices_are_the_surface_in_one_piece(embedded_arrays: BodyArrays) -> None:
+    """Each block leaves out the joints and features that do not move it; nothing else."""
+    body = Body(embedded_arrays)
+    rotmats, betas = (t.requires_grad_() for t in random_people(3, seed=13))
+    blocked = body(rotmats, betas).vertices
+    surface = body._surface
+    transforms, _ = body._transforms(rotmats, betas)
+    coefficients = torch.cat([betas, _pose_features(rotmats)], dim=1)
+    whole = _skin(
+        transforms.permute(0, 3, 2, 1), coefficients, surface.template, surface.basis,
+        surface.weights,
+    ).transpose(1, 2)  # fmt: skip
+    torch.testing.assert_close(blocked, whole, atol=2e-6, rtol=0)
+    towards = torch.randn(blocked.shape, generator=torch.Generator().manual_seed(1))
+    for ours, theirs in zip(
+        torch.autograd.grad((blocked * towards).sum(), (rotmats, betas), retain_graph=True),
+        torch.autograd.grad((whole * towards).sum(), (rotmats, betas)), strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    blocks = surface._blocks
+    assert sum(block.weights.shape[1] for block in blocks) == 6890
+    assert sum(len(block.joints) for block in blocks) < 0.9 * 24 * len(blocks), "some are left out"
+
+
+def test_a_body_of_another_precision_computes_in_it(small_arrays: BodyArrays) -> None:
+    body = Body(small_arrays)
+    rotmats, betas = random_people(2)
+    single = body(rotmats, betas).vertices
+    double = body.double()(rotmats, betas).vertices
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, atol=2e-6, rtol=0)
 
 
 def test_a_body_without_pose_directions_pays_nothing_for_them(small_arrays: BodyArrays) -> None:

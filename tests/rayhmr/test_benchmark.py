@@ -70,7 +70,7 @@ def test_a_call_without_a_measurable_time_is_no_division_by_zero(clock):
 
 def test_ratios_are_the_peers_time_over_ours_and_peers_compute_the_same(monkeypatch):
     seconds = {"smplx": 6.0, "ours": 2.0, "landmarks": 0.5, "smplx_bwd": 9.0, "ours_bwd": 4.5,
-               "landmarks_bwd": 1.0}  # fmt: skip
+               "landmarks_bwd": 1.0, "ours_bf16": 3.0, "ours_bf16_bwd": 2.25}  # fmt: skip
 
     def known(candidates, *, rounds):
         assert rounds == 5
@@ -84,7 +84,9 @@ def test_ratios_are_the_peers_time_over_ours_and_peers_compute_the_same(monkeypa
     monkeypatch.setattr(benchmark, "BATCHES", (2,))
     rows, ratios = body_ratios(5)
     assert ratios == {
-        "ratio_vs_smplx_b2": 3.0, "ratio_vs_smplx_b2_bwd": 2.0, "ratio_vs_smplx_b2_landmarks": 12.0
+        "ratio_vs_smplx_b2": 3.0, "ratio_vs_smplx_b2_bwd": 2.0,
+        "ratio_vs_smplx_b2_landmarks": 12.0, "ratio_vs_smplx_b2_bf16": 2.0,
+        "ratio_vs_smplx_b2_bf16_bwd": 4.0,
     }  # fmt: skip
     assert rows[0]["batch"] == 2
     assert rows[0]["landmarks ms"] == 500
