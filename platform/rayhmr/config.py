@@ -79,20 +79,57 @@ class SyntheticConfig(Section):
     """Seed of the whole data set; splits never share a person."""
 
 
+class FilesConfig(Section):
+    """A data set on disk. The row of every person is a square crop around the person's box."""
+
+    labels: str | None = None
+    """Label file, or a folder of them; for the source `folder` a CSV of boxes (image, x1, y1, x2,
+    y2), or none: then every picture shows one person."""
+    images: str | None = None
+    """Folder (or URI) below which the labels' picture names lie."""
+    split: Literal["train", "val", "test"] = "train"
+    """Split to which the people go."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the data set in ids and in the column `source`; none: that of its format."""
+    crop_size: int = Field(256, ge=32, le=1024)
+    """Side of the stored crop, in pixels."""
+    padding: float = Field(1.0, ge=1, le=4)
+    """Side of the crop over that of the person's box. Models see whole crops: leave it at 1 unless
+    what reads the shards cuts the box out again."""
+
+
 class PrepareJob(Section):
     """jobs/prepare.py: turn a source into person shards."""
 
-    source: Literal["synthetic"] = "synthetic"
-    """What to read."""
+    source: Literal["synthetic", "folder"] = "synthetic"
+    """What to read: people made here, or data sets in the form of their publishers."""
     output: str = "shards"
     """Folder to write; it must not exist, or hold an unfinished or equal data set."""
     rows_per_file: int = Field(2000, ge=1)
     """Rows of one Parquet file."""
     jpeg_quality: int = Field(92, ge=50, le=100)
     """JPEG quality of the stored crops."""
+    max_rejected_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of rejected rows above which the job fails, with a table by reason."""
     synthetic: SyntheticConfig = SyntheticConfig()
+    files: FilesConfig = FilesConfig()
     body: BodyConfig = BodyConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def image_size(self) -> int:
+        """Side of the stored crops."""
+        return self.synthetic.image_size if self.source == "synthetic" else self.files.crop_size
+
+    @model_validator(mode="after")
+    def _files_are_given(self) -> PrepareJob:
+        if self.source == "synthetic":
+            return self
+        needed = ("images",) if self.source == "folder" else ("labels", "images")
+        for name in needed:
+            if getattr(self.files, name) is None:
+                raise ValueError(f"source={self.source} reads files: set files.{name}")
+        return self
 
 
 class TrainJob(Section):

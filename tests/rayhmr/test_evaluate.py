@@ -17,7 +17,8 @@ from hmr.errors import DataError
 from hmr.structures import Parameters, Prediction
 from rayhmr.config import EvaluateJob, PrepareJob, SyntheticConfig
 from rayhmr.data.batches import read_batches
-from rayhmr.data.prepare import WritePart, _finish, _settings, parts_of
+from rayhmr.data.parts import WritePart, parts_of
+from rayhmr.data.prepare import _finish, _settings
 from rayhmr.data.schema import read_info
 from rayhmr.data.sources.synthetic import SyntheticSource
 from rayhmr.evaluate import baseline_means, evaluate, evaluate_samples, mean_pose, summary
@@ -32,7 +33,7 @@ def shards(tmp_path_factory):
     job = PrepareJob(output=str(folder), rows_per_file=16, synthetic=people)
     source = SyntheticSource(people, "embedded")
     writer = WritePart(source, str(folder), job.jpeg_quality)
-    notes = [writer._write(p, Folder(str(folder))) for p in parts_of(source.counts(), 16)]
+    notes = [writer.write(p, Folder(str(folder))) for p in parts_of(source.units(16))]
     _finish(job, Folder(str(folder)), _settings(job), notes)
     return str(folder)
 

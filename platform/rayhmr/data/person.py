@@ -38,18 +38,19 @@ class LabelledPerson:
     split: str
     subject: str
 
-    def rejection(self) -> tuple[str, str] | None:
-        """Why this person may not enter a data set: a short stable code and a sentence."""
+    def rejection(self, min_joints: int = MIN_VISIBLE_JOINTS) -> tuple[str, str] | None:
+        """Why this person may not enter a data set: a short stable code and a sentence.
+
+        min_joints: fewest joints with a 2D label.
+        """
         for name in ("crop_to_frame", "center", "scale", "keypoints_2d", "keypoints_3d", "pose",
                      "betas", "transl", "intrinsics"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not np.isfinite(value).all():
                 return "label_nonfinite", f"{name} holds NaN or infinite numbers"
         visible = int((self.keypoints_2d[:, 2] > 0).sum())
-        if visible < MIN_VISIBLE_JOINTS:
-            return "label_missing", (
-                f"{visible} joints are labelled, at least {MIN_VISIBLE_JOINTS} must be"
-            )
+        if visible < min_joints:
+            return "label_missing", f"{visible} joints are labelled, at least {min_joints} must be"
         return None
 
     def row(self, jpeg_quality: int) -> dict[str, Any]:

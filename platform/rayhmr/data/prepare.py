@@ -4,111 +4,59 @@
 
 A task writes one file and a note about it, both whole or not at all. Running the job again makes
 only the files that are missing; dataset.json, without which nobody reads the folder, comes last.
+What a task does is in `rayhmr.data.parts`, what it reads in `rayhmr.data.sources`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
-import json
-import math
 import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hmr.body_arrays import body_from_path
-from hmr.errors import ConfigError
+from hmr.errors import ConfigError, DataError
 from rayhmr.cluster import connect, quiet
 from rayhmr.config import PrepareJob, differences
 from rayhmr.data import schema
-from rayhmr.data.sources.synthetic import SyntheticSource
+from rayhmr.data.parts import (
+    NOTES,
+    Part,
+    PeopleSource,
+    WritePart,
+    finished_note,
+    opened,
+    parts_of,
+    repeated_ids,
+)
+from rayhmr.data.sources.kinds import source_of
+from rayhmr.data.sources.record import Unit
 from rayhmr.data.statistics import means, merged, sums_of
-from rayhmr.storage import Folder, absolute
+from rayhmr.report import text_table
+from rayhmr.storage import Folder
 from rayhmr.telemetry import say
 
-NOTES = ".parts"
 SETTINGS = f"{NOTES}/settings.json"
 SHOWN_EVERY_S = 3.0
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows start..stop-1 of a split; they become one file."""
-
-    split: str
-    number: int
-    of: int
-    start: int
-    stop: int
-
-    @property
-    def file(self) -> str:
-        """Name of the shard."""
-        return schema.shard_name(self.split, self.number, self.of)
-
-    @property
-    def note(self) -> str:
-        """Name of the note about it."""
-        return f"{NOTES}/{self.split}-{self.number:05d}.json"
-
-
-def parts_of(counts: dict[str, int], rows_per_file: int) -> list[Part]:
-    """Files of nearly equal size that cover every row once."""
-    parts = []
-    for split, count in counts.items():
-        files = math.ceil(count / rows_per_file)
-        edges = [count * i // files for i in range(files + 1)]
-        parts += [Part(split, i, files, edges[i], edges[i + 1]) for i in range(files)]
-    return parts
-
-
-class WritePart:
-    """What a task does with a part: people in, one file and a note about it out."""
-
-    def __init__(self, source: SyntheticSource, output: str, jpeg_quality: int) -> None:
-        self.source, self.output, self.jpeg_quality = source, output, jpeg_quality
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Rows of Part's fields; gives back the notes as JSON, after writing them."""
-        folder = Folder(self.output)
-        notes = []
-        for values in zip(*batch.values(), strict=True):
-            part = Part(*(v.item() if hasattr(v, "item") else v for v in values))
-            note = self._write(part, folder)
-            folder.write_json(part.note, note)
-            notes.append(json.dumps(note))
-        return {"note": notes}
-
-    def _write(self, part: Part, folder: Folder) -> dict[str, Any]:
-        kept, rejected = [], []
-        for person in self.source.people(part.split, part.start, part.stop):
-            reason = person.rejection()
-            if reason is None:
-                kept.append(person)
-            else:
-                rejected.append([person.sample_id, *reason])
-        content = schema.encode_shard([person.row(self.jpeg_quality) for person in kept])
-        folder.write(part.file, content)
-        return {
-            "split": part.split,
-            "file": {
-                "name": part.file, "rows": len(kept), "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            },
-            "rejected": rejected,
-            "sums": sums_of(kept, self.source.body_arrays()) if part.split == "train" else None,
-        }  # fmt: skip
-
-
 def _settings(job: PrepareJob) -> dict[str, Any]:
-    """Everything that decides what the files hold."""
-    settings: dict[str, Any] = job.model_dump(mode="json", exclude={"output", "cluster"})
+    """Everything that decides what the files hold, from the job."""
+    other = "files" if job.source == "synthetic" else "synthetic"
+    left_out = {"output", "cluster", "max_rejected_fraction", other}
+    settings: dict[str, Any] = job.model_dump(mode="json", exclude=left_out)
     return settings | {"body_hash": body_from_path(job.body.path).content_hash()}
+
+
+def _labels_hash(units: Sequence[Unit]) -> str:
+    """Changes when label files come, go, grow or shrink between two runs into one folder."""
+    return hashlib.sha256(repr(units).encode()).hexdigest()[:16]
 
 
 def _claim(folder: Folder, settings: dict[str, Any]) -> bool:
@@ -135,47 +83,70 @@ def _claim(folder: Folder, settings: dict[str, Any]) -> bool:
     return finished
 
 
-def _finished_note(folder: Folder, part: Part) -> dict[str, Any] | None:
-    if not folder.exists(part.note):
-        return None
-    note: dict[str, Any] = folder.read_json(part.note)
-    return note if folder.size(part.file) == note["file"]["bytes"] else None
-
-
-def _write_all(job: PrepareJob, source: SyntheticSource, parts: list[Part],
-               folder: Folder) -> Iterator[dict[str, Any]]:  # fmt: skip
+def _write_all(
+    source: PeopleSource, parts: list[Part], folder: Folder, jpeg_quality: int,
+    repeated: dict[str, list[str]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Notes of the parts as they are finished, from a connected cluster."""
     import ray.data
 
     quiet()
     rows = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts))
     rows.context.enable_progress_bars = False
-    writer = WritePart(source, folder.location, job.jpeg_quality)
+    writer = WritePart(source, folder.location, jpeg_quality, repeated)
     notes = rows.map_batches(writer.__call__, batch_size=1)
     for batch in notes.iter_batches(batch_size=1, prefetch_batches=0):
-        yield from (json.loads(note) for note in batch["note"])
+        yield from (opened(note) for note in batch["note"])
+
+
+def _write_rejected(folder: Folder, notes: list[dict[str, Any]]) -> list[list[str]]:
+    rejected = [row for note in notes for row in note["rejected"]]
+    table = io.StringIO()
+    csv.writer(table).writerows([["id", "reason", "detail"], *rejected])
+    folder.write(schema.REJECTED, table.getvalue().encode("utf-8", "replace"))
+    return rejected
+
+
+def _check_rejected(job: PrepareJob, folder: Folder, notes: list[dict[str, Any]]) -> None:
+    """DataError with a table when too much was rejected, or everything."""
+    rejected = _write_rejected(folder, notes)
+    total = sum(note["file"]["rows"] for note in notes) + len(rejected)
+    share = len(rejected) / max(total, 1)
+    if share <= job.max_rejected_fraction and len(rejected) < total:
+        return
+    reasons = Counter(reason for _, reason, _ in rejected)
+    examples = {reason: detail for _, reason, detail in reversed(rejected)}
+    table = [
+        {"reason": reason, "rows": rows, "share": f"{rows / total:.1%}", "first": examples[reason]}
+        for reason, rows in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    raise DataError(
+        f"{len(rejected)} of {total} rows ({share:.1%}) were rejected, at most "
+        f"{job.max_rejected_fraction:.1%} may be:\n{text_table(table)}\n"
+        f"All of them are in {folder.path(schema.REJECTED)}. Correct the labels or the pictures, "
+        "remove that folder and prepare again; or raise max_rejected_fraction to go on without "
+        "these rows"
+    )
 
 
 def _finish(job: PrepareJob, folder: Folder, settings: dict[str, Any],
             notes: list[dict[str, Any]]) -> dict[str, Any]:  # fmt: skip
     """Write rejected.csv and dataset.json; what dataset.json says."""
     notes = sorted(notes, key=lambda note: note["file"]["name"])
-    rejected = [row for note in notes for row in note["rejected"]]
-    table = io.StringIO()
-    csv.writer(table).writerows([["id", "reason", "detail"], *rejected])
-    folder.write(schema.REJECTED, table.getvalue().encode())
+    rejected = _write_rejected(folder, notes)
     files = {
         split: [note["file"] for note in notes if note["split"] == split] for split in schema.SPLITS
     }
     body = body_from_path(job.body.path)
+    sums = [sums_of([], body), *(note["sums"] for note in notes if note["sums"])]
     facts = {
         "schema_version": schema.SCHEMA_VERSION,
         "source": job.source,
-        "image_size": job.synthetic.image_size,
+        "image_size": job.image_size,
         "files": files,
         "rows": {split: sum(file["rows"] for file in inside) for split, inside in files.items()},
         "rejected": dict(Counter(reason for _, reason, _ in rejected)),
-        "statistics": means(merged(note["sums"] for note in notes if note["sums"])),
+        "statistics": means(merged(sums)),
         "fingerprint": schema.fingerprint(files),
         "body": {"name": body.name, "hash": body.content_hash()},
         "settings": settings,
@@ -189,42 +160,73 @@ def _finish(job: PrepareJob, folder: Folder, settings: dict[str, Any],
 def prepare(job: PrepareJob) -> dict[str, Any]:
     """Write the shards of `job.source` to `job.output`, or finish what an earlier run began.
 
-    ConfigError when the folder holds anything else. Returns rows by split, rejected people,
-    images/s of what was made in this run, and the fingerprint of the content.
+    ConfigError when the folder holds anything else; DataError when a label file cannot be read, or
+    more than `job.max_rejected_fraction` of the rows were rejected. Returns rows by split, rejected
+    people, images/s of what was made in this run, and the fingerprint of the content.
     """
     folder = Folder(job.output)
+    source = source_of(job)
+    units = source.units(job.rows_per_file)
     settings = _settings(job)
+    if job.source != "synthetic":
+        settings["labels_hash"] = _labels_hash(units)
     if _claim(folder, settings):
         info = schema.read_info(job.output)
         say(f"{folder.location} holds this data set already")
         return _results(info, made=0, seconds=0.0)
-    source = SyntheticSource(job.synthetic, absolute_body(job.body.path))
-    parts = parts_of(source.counts(), job.rows_per_file)
-    done = {part: note for part in parts if (note := _finished_note(folder, part))}
-    missing = [part for part in parts if part not in done]
-    total = sum(part.stop - part.start for part in missing)
-    say(f"{len(done)} of {len(parts)} files are there; {total} people to make")
-    notes, made = list(done.values()), 0
-    start = shown = time.perf_counter()
-    if missing:
-        with connect(job.cluster, cpus_needed=1):
-            start = shown = time.perf_counter()
-            for note in _write_all(job, source, missing, folder):
-                notes.append(note)
-                made += note["file"]["rows"] + len(note["rejected"])
-                if time.perf_counter() - shown > SHOWN_EVERY_S or made == total:
-                    shown = time.perf_counter()
-                    say(_progress(made, total, shown - start))
+    parts = parts_of(units)
+    done = {part.file: note for part in parts if (note := finished_note(folder, part))}
+    todo, repeated = _to_write(parts, done)
+    say(f"{len(done)} of {len(parts)} files are there; {_rows(todo)} people to make")
+    made = 0
+    with connect(job.cluster, cpus_needed=1) if todo else contextlib.nullcontext():
+        start = time.perf_counter()
+        while todo:
+            notes = _write_all(source, todo, folder, job.jpeg_quality, repeated)
+            for note in _shown(notes, _rows(todo)):
+                done[note["file"]["name"]] = note
+                made += _read(note)
+            todo, repeated = _to_write(parts, done)
     seconds = time.perf_counter() - start
-    _finish(job, folder, settings, notes)
+    in_order = [done[part.file] for part in parts]
+    _check_rejected(job, folder, in_order)
+    _finish(job, folder, settings, in_order)
     info = schema.read_info(job.output)
-    say(f"wrote {folder.location} ({info.rows('train')} people to train on)")
-    return _results(info, made=made, seconds=seconds)
+    results = _results(info, made=made, seconds=seconds)
+    say(f"wrote {folder.location} ({results['rows']['train']} people to train on)")
+    return results
 
 
-def absolute_body(path: str) -> str:
-    """A body's path as every process understands it."""
-    return path if path == "embedded" else absolute(path)
+def _to_write(
+    parts: list[Part], done: dict[str, dict[str, Any]]
+) -> tuple[list[Part], dict[str, list[str]]]:
+    """Parts without a note. When there are none: parts with people of an earlier part, and whom
+    they must leave out; of two people with one id the first in the order of the parts stays."""
+    if missing := [part for part in parts if part.file not in done]:
+        return missing, {}
+    repeated = repeated_ids(done[part.file] for part in parts)
+    return [part for part in parts if part.file in repeated], repeated
+
+
+def _rows(parts: list[Part]) -> int:
+    return sum(part.stop - part.start for part in parts)
+
+
+def _read(note: dict[str, Any]) -> int:
+    """Rows of the source that a note tells of."""
+    return int(note["file"]["rows"]) + len(note["rejected"])
+
+
+def _shown(notes: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    """The same notes, with a line about the progress now and then."""
+    made, start = 0, time.perf_counter()
+    shown = start
+    for note in notes:
+        made += _read(note)
+        if time.perf_counter() - shown > SHOWN_EVERY_S or made == total:
+            shown = time.perf_counter()
+            say(_progress(made, total, shown - start))
+        yield note
 
 
 def _progress(made: int, total: int, seconds: float) -> str:
@@ -235,7 +237,10 @@ def _progress(made: int, total: int, seconds: float) -> str:
 def _results(info: schema.DatasetInfo, *, made: int, seconds: float) -> dict[str, Any]:
     return {
         "output": info.location,
-        "rows": {split: info.rows(split) for split in schema.SPLITS},
+        "rows": {
+            split: sum(file["rows"] for file in info.files.get(split, ()))
+            for split in schema.SPLITS
+        },
         "rejected": sum(info.rejected.values()),
         "made": made,
         "seconds": round(seconds, 3),

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hmr.errors import ConfigError, DataError
-from rayhmr.config import PrepareJob, SyntheticConfig
+from rayhmr.config import FilesConfig, PrepareJob, SyntheticConfig
 from rayhmr.data import prepare as prepare_module
-from rayhmr.data.prepare import Part, parts_of, prepare
+from rayhmr.data.parts import Part, parts_of, repeated_ids, short_id
+from rayhmr.data.prepare import prepare
 from rayhmr.data.schema import read_info
+from rayhmr.data.sources.kinds import source_of
+from rayhmr.data.sources.record import cut
+from rayhmr.storage import Folder
 
 PEOPLE = SyntheticConfig(image_size=32, train=50, val=11, test=7, seed=3)
 
@@ -125,9 +131,108 @@ def test_a_folder_with_something_else_is_refused(finished, tmp_path):
 
 @pytest.mark.parametrize(("count", "rows_per_file"), [(1, 10), (10, 10), (11, 10), (29, 7)])
 def test_parts_cover_every_row_once_and_are_even(count, rows_per_file):
-    parts = parts_of({"train": count}, rows_per_file)
+    parts = parts_of(cut("train", "", count, rows_per_file))
     assert [row for p in parts for row in range(p.start, p.stop)] == list(range(count))
     sizes = [part.stop - part.start for part in parts]
     assert max(sizes) <= rows_per_file
     assert max(sizes) - min(sizes) <= 1
     assert parts[0] == Part("train", 0, len(parts), 0, sizes[0])
+
+
+# Files
+
+
+def picture(path, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 48), colour).save(path)
+
+
+def folder_job(tmp_path, output="out", **changes):
+    files = FilesConfig(
+        images=str(tmp_path / "images"), labels=str(tmp_path / "boxes.csv"), crop_size=32
+    )
+    job = PrepareJob(source="folder", output=str(tmp_path / output), rows_per_file=4, files=files)
+    return job.model_copy(update=changes)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """20 people in two pictures; lines 3, 9 and 18 are the same, line 12 names no picture."""
+    picture(tmp_path / "images/a.png", (200, 20, 20))
+    picture(tmp_path / "images/b.png", (20, 20, 200))
+    lines = [f"{'ab'[n % 2]}.png,{n},4,{n + 20},34" for n in range(20)]
+    lines[8] = lines[17] = lines[2]
+    lines[11] = "c.png,4,4,24,34"
+    table = ["image,x1,y1,x2,y2", *lines]
+    (tmp_path / "boxes.csv").write_text("\n".join(table) + "\n")
+    return tmp_path
+
+
+@pytest.mark.ray
+def test_a_person_that_stands_in_several_files_enters_once(local_cluster, pictures):
+    results = prepare(folder_job(pictures, max_rejected_fraction=0.15))
+    assert (results["rows"], results["rejected"]) == ({"train": 17, "val": 0, "test": 0}, 3)
+    rows = rows_of(pictures / "out", "train")
+    assert len({row["sample_id"] for row in rows}) == 17
+    # The file of the first of the three keeps it.
+    first = pq.read_table(pictures / "out/train-00000-of-00005.parquet").to_pylist()
+    assert "folder/a.png/12.00_19.00_36.00" in {row["sample_id"] for row in first}
+    stored = json.loads((pictures / "out/dataset.json").read_text())
+    assert stored["rejected"] == {"duplicate_id": 2, "unreadable": 1}
+    assert (stored["source"], stored["image_size"]) == ("folder", 32)
+    again = prepare(folder_job(pictures, max_rejected_fraction=0.15))
+    assert (again["made"], again["fingerprint"]) == (0, results["fingerprint"])
+    # Another cut has other files and the same people.
+    prepare(folder_job(pictures, "other", rows_per_file=100, max_rejected_fraction=0.15))
+    ids = {row["sample_id"] for row in rows}
+    assert {row["sample_id"] for row in rows_of(pictures / "other", "train")} == ids
+
+
+@pytest.mark.ray
+def test_too_many_rejected_rows_fail_the_job_with_a_table(local_cluster, pictures):
+    with pytest.raises(DataError) as caught:
+        prepare(folder_job(pictures))
+    message = str(caught.value)
+    assert "3 of 20 rows (15.0%) were rejected, at most 5.0% may be" in message
+    assert re.search(r"duplicate_id +2 +10\.0% +a person with this id", message)
+    assert re.search(r"unreadable +1 +5\.0% +c\.png: cannot be read", message)
+    with pytest.raises(DataError, match="was never finished"):
+        read_info(str(pictures / "out"))
+    assert len((pictures / "out/rejected/rejected.csv").read_text().splitlines()) == 1 + 3
+    # Nothing is made again to go on without these rows.
+    results = prepare(folder_job(pictures, max_rejected_fraction=0.2))
+    assert (results["made"], results["rows"]["train"]) == (0, 17)
+
+
+@pytest.mark.ray
+def test_a_table_that_breaks_off_is_an_error_with_its_name(local_cluster, pictures):
+    table = pictures / "boxes.csv"
+    job = folder_job(pictures)
+    source = source_of(job)
+    units = source.units(4)
+    table.write_bytes(table.read_bytes()[:150] + b"\xff\xff\n")
+    with pytest.raises(DataError, match=r"boxes\.csv: is no readable CSV"):
+        list(
+            prepare_module._write_all(source, parts_of(units), Folder(str(pictures / "x")), 92, {})
+        )
+
+
+@pytest.mark.ray
+def test_labels_that_changed_do_not_mix_with_files_of_before(local_cluster, pictures):
+    with pytest.raises(DataError, match="were rejected"):
+        prepare(folder_job(pictures))
+    with (pictures / "boxes.csv").open("a") as file:
+        file.write("a.png,1,1,30,30\n" * 4)
+    with pytest.raises(ConfigError, match=r"labels_hash is '.*' there and '.*' now"):
+        prepare(folder_job(pictures))
+
+
+def test_only_repetitions_in_later_files_are_found():
+    ids = [short_id(name) for name in "abcd"]
+    notes = [
+        {"file": {"name": "1"}, "ids": "".join(ids[:2])},
+        {"file": {"name": "2"}, "ids": ids[2]},
+        {"file": {"name": "3"}, "ids": "".join([ids[3], ids[1], ids[2]])},
+        {"file": {"name": "4"}, "ids": ""},
+    ]
+    assert repeated_ids(notes) == {"3": [ids[1], ids[2]]}

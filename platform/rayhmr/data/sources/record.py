@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +21,11 @@ class RawPerson:
     metres, camera axes, any common origin; confidence. pose: (72,) axis-angle, joint 0 in the
     camera frame, and betas: (10,); none without SMPL labels. transl: (3,) metres, added to the body
     it places it before the camera; intrinsics: (4,) fx, fy, cx, cy; none when unknown.
+
+    unlabelled: the source has no labels at all, so none is missing. whole_frame: the box is the
+    square around the picture, whatever its size; center and scale are not read. frame_size: width
+    and height of the frame in which the labels were made, where the source says so. subject: empty
+    when the source does not say who it is.
     """
 
     sample_id: str
@@ -35,6 +42,9 @@ class RawPerson:
     subject: str = ""
     split: str = "train"
     quarter_turns: int = 0
+    unlabelled: bool = False
+    whole_frame: bool = False
+    frame_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +69,29 @@ class Unit:
     stop: int
 
 
+def cut(split: str, file: str, count: int, rows_per_file: int) -> list[Unit]:
+    """Units of nearly equal size, none above rows_per_file, that cover `count` rows once."""
+    pieces = math.ceil(count / rows_per_file)
+    edges = [count * i // pieces for i in range(pieces + 1)] if pieces else [0]
+    return [
+        Unit(split=split, file=file, start=start, stop=stop)
+        for start, stop in itertools.pairwise(edges)
+    ]
+
+
+def box_id(name: str, image: str, center: np.ndarray, scale: float) -> str:
+    """An id for formats without one: two rows with the same box in the same picture are one."""
+    x, y = (float(number) for number in center)
+    return f"{name}/{image}/{x:.2f}_{y:.2f}_{200 * float(scale):.2f}"
+
+
 class Source(Protocol):
     """A reader of one format. Small and picklable: it travels to the tasks."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name of the data set, as in the column `source`."""
+        ...
 
     def units(self, rows_per_file: int) -> list[Unit]:
         """All pieces, in a fixed order; reads no more than the files' headers."""

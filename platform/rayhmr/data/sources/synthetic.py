@@ -9,25 +9,22 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from hmr.body_arrays import BodyArrays, body_from_path
+from hmr.body_arrays import BodyArrays
 from hmr.synthetic import Generator
 from rayhmr.config import SyntheticConfig
 from rayhmr.data.person import LabelledPerson
+from rayhmr.data.sources.bodies import shared_body
+from rayhmr.data.sources.record import RejectedRow, Unit, cut
 
 CHUNK = 50
 """People that are posed together."""
 
 
 @functools.cache
-def _body(path: str) -> BodyArrays:
-    return body_from_path(path)
-
-
-@functools.cache
 def _generator(body: str, preset: str, image_size: int, seed: int, split: str) -> Generator:
     """One for each worker process: its backgrounds and noise are made once."""
     cv2.setNumThreads(1)  # the worker owns one core
-    return Generator(_body(body), preset, image_size, seed, split)
+    return Generator(shared_body(body), preset, image_size, seed, split)
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,23 @@ class SyntheticSource:
 
     def body_arrays(self) -> BodyArrays:
         """The body that the labels belong to."""
-        return _body(self.body)
+        return shared_body(self.body)
+
+    def units(self, rows_per_file: int) -> list[Unit]:
+        """Pieces of nearly equal size, split by split."""
+        return [
+            unit for split, count in self.counts().items()
+            for unit in cut(split, "", count, rows_per_file)
+        ]  # fmt: skip
+
+    def read(self, unit: Unit) -> Iterator[LabelledPerson | RejectedRow]:
+        """The people of a piece; those with too few joints in the picture are rejected."""
+        for person in self.people(unit.split, unit.start, unit.stop):
+            fault = person.rejection()
+            if fault is None:
+                yield person
+            else:
+                yield RejectedRow(sample_id=person.sample_id, reason=fault[0], detail=fault[1])
 
     def people(self, split: str, start: int, stop: int) -> Iterator[LabelledPerson]:
         """People start..stop-1 of a split; the same whoever asks, and in whatever portions."""

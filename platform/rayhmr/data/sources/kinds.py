@@ -1,0 +1,30 @@
+"""From the settings of a job to the reader of its source."""
+
+from __future__ import annotations
+
+from rayhmr.config import PrepareJob
+from rayhmr.data.cropping import CroppedSource
+from rayhmr.data.parts import PeopleSource
+from rayhmr.data.sources.folder import FolderSource
+from rayhmr.data.sources.record import Source
+from rayhmr.data.sources.synthetic import SyntheticSource
+from rayhmr.storage import absolute
+
+
+def source_of(job: PrepareJob) -> PeopleSource:
+    """What `job.source` names, with paths that hold in every process."""
+    body = job.body.path if job.body.path == "embedded" else absolute(job.body.path)
+    if job.source == "synthetic":
+        return SyntheticSource(job.synthetic, body)
+    files = job.files
+    assert files.images is not None  # the job's settings were checked
+    return CroppedSource(_reader(job), absolute(files.images), files.crop_size, files.padding, body)
+
+
+def _reader(job: PrepareJob) -> Source:
+    files = job.files
+    name = files.name or job.source
+    assert files.images is not None
+    images = absolute(files.images)
+    labels = None if files.labels is None else absolute(files.labels)
+    return FolderSource(images=images, boxes=labels, split=files.split, name=name)

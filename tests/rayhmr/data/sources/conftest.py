@@ -1,0 +1,120 @@
+"""Data sets small enough to write in a test, and shards of them without Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hmr.crops import decode_image
+from rayhmr.config import PrepareJob
+from rayhmr.data.parts import WritePart, parts_of
+from rayhmr.data.prepare import _check_rejected, _finish, _settings
+from rayhmr.data.sources.kinds import source_of
+from rayhmr.storage import Folder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """rows: of the shards, in order. rejected: [id, reason, detail] of each."""
+
+    rows: list[dict[str, Any]]
+    rejected: list[list[str]]
+    facts: dict[str, Any]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [reason for _, reason, _ in self.rejected]
+
+
+def dots(size: tuple[int, int], points: Sequence[Sequence[float]]) -> np.ndarray:
+    """(H, W, 3) black picture with a white dot of known centre at each point (pixels)."""
+    width, height = size
+    y, x = np.mgrid[:height, :width] + 0.5
+    picture = np.zeros((height, width))
+    for px, py in points:
+        picture += np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * 2.5**2))
+    return np.repeat((255 * picture.clip(0, 1)).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., None]:
+    """Write a picture with dots to a path."""
+
+    def write(path: Path, size: tuple[int, int], points: Sequence[Sequence[float]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dots(size, points)).save(path)
+
+    return write
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., Prepared]:
+    """What `jobs/prepare.py` makes of settings (as on its command line), without its cluster."""
+
+    def prepare(source: str, **settings: Any) -> Prepared:
+        tree = {"source": source, "output": str(tmp_path / "shards"), **settings}
+        job = PrepareJob.model_validate({"max_rejected_fraction": 1.0} | tree)
+        folder = Folder(job.output)
+        reader = source_of(job)
+        writer = WritePart(reader, job.output, job.jpeg_quality)
+        parts = parts_of(reader.units(job.rows_per_file))
+        notes = [writer.write(part, folder) for part in parts]
+        _check_rejected(job, folder, notes)
+        facts = _finish(job, folder, _settings(job), notes)
+        rows = [
+            row for part in parts
+            for row in pq.read_table(Path(job.output, part.file)).to_pylist()
+        ]  # fmt: skip
+        table = list(csv.reader(io.StringIO(folder.read("rejected/rejected.csv").decode())))
+        assert len(rows) + len(table) - 1 == sum(p.stop - p.start for p in parts), "each row once"
+        assert json.loads(folder.read("dataset.json"))["fingerprint"] == facts["fingerprint"]
+        return Prepared(rows, table[1:], facts)
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def crop_of() -> Callable[[dict[str, Any]], np.ndarray]:
+    """(S, S, 3) picture of a row."""
+
+    def decoded(row: dict[str, Any]) -> np.ndarray:
+        return decode_image(row["image"]["bytes"])
+
+    return decoded
+
+
+@pytest.fixture(scope="session")
+def in_frame() -> Callable[[dict[str, Any]], np.ndarray]:
+    """(49, 3) 2D joints of a row in pixels of its frame, confidence."""
+
+    def moved(row: dict[str, Any]) -> np.ndarray:
+        joints = np.reshape(row["keypoints_2d"], (49, 3))
+        affine = np.reshape(row["crop_to_frame"], (2, 3))
+        return np.column_stack([joints[:, :2] @ affine[:, :2].T + affine[:, 2], joints[:, 2]])
+
+    return moved
+
+
+@pytest.fixture(scope="session")
+def brightness_at() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """How bright a picture is within a pixel of (N, 2) points, 0 to 255."""
+
+    def measure(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+        found = []
+        for x, y in points:
+            column, row = int(np.floor(x)), int(np.floor(y))
+            part = picture[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            found.append(part.max())
+        return np.array(found)
+
+    return measure
