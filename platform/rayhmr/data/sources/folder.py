@@ -21,10 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hmr.crops import box_xyxy_to_square
 from hmr.errors import ConfigError, DataError
 from hmr.skeleton import JOINT49_NAMES
-from rayhmr.data.sources.record import RawPerson, RejectedRow, Unit, box_id, cut
+from rayhmr.data.sources.record import RawPerson, RejectedRow, Unit, box_id, cut, square_box
 from rayhmr.storage import Folder
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -115,8 +114,7 @@ class FolderSource:
                 sample_id=row_id, reason="label_not_a_number",
                 detail=f"line {number + 2} of {self.boxes}: {error}",
             )  # fmt: skip
-        center, side = box_xyxy_to_square(box)
-        scale = 0.0 if (box[2:] <= box[:2]).any() else side / 200
+        center, scale = square_box(box)
         return self._person(box_id(self.name, image, center, scale), image, center, scale)
 
     def _person(

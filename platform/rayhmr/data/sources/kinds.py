@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rayhmr.config import PrepareJob
 from rayhmr.data.cropping import CroppedSource
 from rayhmr.data.parts import PeopleSource
+from rayhmr.data.sources.coco import CocoSource
 from rayhmr.data.sources.folder import FolderSource
 from rayhmr.data.sources.record import Source
 from rayhmr.data.sources.synthetic import SyntheticSource
 from rayhmr.storage import absolute
+
+LABELLED: dict[str, Callable[..., Source]] = {"coco": CocoSource}
+"""Readers of label files, by kind; each takes labels, split and name."""
 
 
 def source_of(job: PrepareJob) -> PeopleSource:
@@ -24,7 +30,11 @@ def source_of(job: PrepareJob) -> PeopleSource:
 def _reader(job: PrepareJob) -> Source:
     files = job.files
     name = files.name or job.source
-    assert files.images is not None
-    images = absolute(files.images)
     labels = None if files.labels is None else absolute(files.labels)
-    return FolderSource(images=images, boxes=labels, split=files.split, name=name)
+    if job.source == "folder":
+        assert files.images is not None
+        return FolderSource(
+            images=absolute(files.images), boxes=labels, split=files.split, name=name
+        )
+    assert labels is not None
+    return LABELLED[job.source](labels=labels, split=files.split, name=name)

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from hmr.crops import box_xyxy_to_square
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawPerson:
@@ -83,6 +85,13 @@ def box_id(name: str, image: str, center: np.ndarray, scale: float) -> str:
     """An id for formats without one: two rows with the same box in the same picture are one."""
     x, y = (float(number) for number in center)
     return f"{name}/{image}/{x:.2f}_{y:.2f}_{200 * float(scale):.2f}"
+
+
+def square_box(box: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centre and scale of the field's box around a tight one (x1, y1, x2, y2): 1.2 times its longer
+    side, / 200; the scale is 0 for a box without an inside."""
+    center, side = box_xyxy_to_square(box)
+    return center, 0.0 if (box[2:] <= box[:2]).any() else side / 200
 
 
 class Source(Protocol):
