@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from hmr.body_checks import NUM_BETAS, NUM_JOINTS, check_body
-from hmr.body_landmarks import extra_joint_regressor
+from hmr.body_checks import NUM_JOINTS, check_body
+from hmr.body_landmarks import h36m_joint_regressor
 from hmr.body_skinning import SkinningBasis, landmarks_numpy, lbs_numpy, skinning_basis
-from hmr.errors import BodyError
-from hmr.npz import read_npz
-from hmr.skeleton import SMPL_VERTEX_IDS
+from hmr.body_values import body_values, read_values
+from hmr.skeleton import EXTRA_JOINT_NAMES, H36M17_NAMES, SMPL_VERTEX_IDS
 
 __all__ = [
     "EMBEDDED_VERSION",
     "BodyArrays",
+    "body_from_arrays",
     "body_from_path",
     "landmarks_numpy",
     "lbs_numpy",
@@ -35,17 +35,6 @@ __all__ = [
 
 EMBEDDED_VERSION = 1
 """Raised with every change of the numbers of the embedded body; models refuse another body."""
-
-# A file's keys, each with the other names it is known by.
-_FILE_KEYS: dict[str, tuple[str, ...]] = {
-    "v_template": ("v_template",),
-    "shapedirs": ("shapedirs",),
-    "posedirs": ("posedirs",),
-    "J_regressor": ("J_regressor",),
-    "lbs_weights": ("weights", "lbs_weights"),
-    "parents": ("kintree_table", "parents"),
-    "faces": ("f", "faces"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +51,9 @@ class BodyArrays:
     licence: "project" for the body computed by this package, "user" for a body from a file.
     landmark_vertices: (21,) int64 vertex numbers of nose, eyes, ears, feet and finger tips in the
     order of `hmr.skeleton.SMPL_VERTEX_IDS`, whose values are the default.
+    J_regressor_h36m: (17, V) Human3.6M's joints in the order of `hmr.skeleton.H36M17_NAMES`, None
+    where the file lacks it; `h36m_regressor` is always there.
+    extra_is_stand_in: J_regressor_extra was not in the file, but computed.
     """
 
     name: str
@@ -77,6 +69,8 @@ class BodyArrays:
     landmark_vertices: np.ndarray = field(
         default_factory=lambda: np.array(list(SMPL_VERTEX_IDS.values()), np.int64)
     )
+    J_regressor_h36m: np.ndarray | None = None
+    extra_is_stand_in: bool = False
 
     @property
     def num_vertices(self) -> int:
@@ -99,6 +93,21 @@ class BodyArrays:
         """(N,) numbers of the vertices that `J_regressor_extra` reads."""
         return np.flatnonzero(self.J_regressor_extra.any(0))
 
+    @cached_property
+    def h36m_regressor(self) -> np.ndarray:
+        """(17, V) `J_regressor_h36m`, or its stand-in of `hmr.body_landmarks`."""
+        if self.J_regressor_h36m is not None:
+            return self.J_regressor_h36m
+        return h36m_joint_regressor(self.v_template, self.rest_joints, self.J_regressor_extra)
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """Names of the joints that stand-ins place: extra_..., and Human3.6M's as h36m_..."""
+        computed = self.extra_is_stand_in or self.licence == "project"
+        extra = EXTRA_JOINT_NAMES if computed else ()
+        h36m = H36M17_NAMES if self.J_regressor_h36m is None else ()
+        return (*extra, *(f"h36m_{name}" for name in h36m))
+
     def content_hash(self) -> str:
         """Hex sha256 that tells whether two bodies are the same one.
 
@@ -113,6 +122,8 @@ class BodyArrays:
             for array in (self.v_template, self.shapedirs, self.posedirs, self.J_regressor,
                           self.J_regressor_extra, self.lbs_weights):  # fmt: skip
                 digest.update(array.astype(np.float32).tobytes())
+        if self.J_regressor_h36m is not None:
+            digest.update(self.J_regressor_h36m.astype(np.float32).tobytes())
         for array in (self.parents, self.faces, self.landmark_vertices):
             digest.update(array.astype(np.int32).tobytes())
         return digest.hexdigest()
@@ -147,6 +158,10 @@ def save_body(path: str | os.PathLike[str], arrays: BodyArrays) -> None:
         "f": arrays.faces.astype(np.int32),
         "landmark_vertices": arrays.landmark_vertices,
     }
+    if arrays.J_regressor_h36m is not None:
+        values["J_regressor_h36m"] = arrays.J_regressor_h36m
+    if arrays.extra_is_stand_in:
+        values["extra_is_stand_in"] = np.array(1, np.int8)
     for key, value in values.items():
         if value.dtype == np.float64 and (value.astype(np.float32) == value).all():
             values[key] = value.astype(np.float32)
@@ -166,33 +181,18 @@ def load_body(path: str | os.PathLike[str]) -> BodyArrays:
 
     Keys: v_template, shapedirs (the first 10 directions are used), posedirs, J_regressor,
     weights, kintree_table, f. Optional: J_regressor_extra (9, V), else the stand-in of
-    `hmr.body_landmarks`; landmark_vertices (21,), else SMPL's vertex numbers.
+    `hmr.body_landmarks`; J_regressor_h36m (17, V); landmark_vertices (21,), else SMPL's vertex
+    numbers.
 
     BodyError names the file, the rule it breaks, and the cure.
     """
     source = Path(path)
-    values = _read_npz(source)
-    arrays: dict[str, Any] = {}
-    for key, names in _FILE_KEYS.items():
-        found = next((name for name in names if name in values), None)
-        if found is None:
-            raise BodyError(
-                f"{source}: the key {names[0]!r} is missing (found: {', '.join(sorted(values))}). "
-                "A body file needs v_template, shapedirs, posedirs, J_regressor, weights, "
-                "kintree_table and f: convert the SMPL file again."
-            )
-        arrays[key] = _numeric(source, found, values[found])
-    arrays["shapedirs"] = _first_betas(source, arrays["shapedirs"])
-    arrays["parents"] = _parents(source, arrays["parents"])
-    arrays["faces"] = _whole_numbers(source, "f", arrays["faces"])
-    if "landmark_vertices" in values:
-        numbers = _numeric(source, "landmark_vertices", values["landmark_vertices"])
-        arrays["landmark_vertices"] = _whole_numbers(source, "landmark_vertices", numbers)
-    if "J_regressor_extra" in values:
-        extra = _numeric(source, "J_regressor_extra", values["J_regressor_extra"])
-    else:
-        extra = _stand_in(source, arrays)
-    return BodyArrays(name=source.stem, J_regressor_extra=extra, **arrays).checked(str(source))
+    return body_from_arrays(read_values(source), source)
+
+
+def body_from_arrays(values: dict[str, np.ndarray], source: Path) -> BodyArrays:
+    """The body of arrays that have `load_body`'s names; errors and its name come from `source`."""
+    return BodyArrays(name=source.stem, **body_values(values, source)).checked(str(source))
 
 
 def body_from_path(path: str | os.PathLike[str]) -> BodyArrays:
@@ -203,77 +203,3 @@ def body_from_path(path: str | os.PathLike[str]) -> BodyArrays:
 
         return embedded_body()
     return load_body(path)
-
-
-def _read_npz(source: Path) -> dict[str, np.ndarray]:
-    if not source.is_file():
-        raise BodyError(
-            f"{source}: there is no such body file. Give 'embedded' for the built-in body, or an "
-            ".npz with SMPL arrays."
-        )
-    try:
-        return read_npz(source)
-    except ValueError as error:
-        raise BodyError(
-            f"{source}: not a plain .npz of numbers ({error}). Pickled files can run code and are "
-            "never loaded; convert an SMPL .pkl into an .npz once, then use that."
-        ) from error
-
-
-def _numeric(source: Path, key: str, value: np.ndarray) -> np.ndarray:
-    """float64; float32 for posedirs, by far the largest array."""
-    if value.dtype.kind not in "fiu" or value.ndim == 0:
-        raise BodyError(
-            f"{source}: {key} has the type {value.dtype} and the shape {value.shape}, it must be "
-            "an array of numbers. Convert the original SMPL file again."
-        )
-    return value.astype(np.float32 if key == "posedirs" else np.float64, copy=False)
-
-
-def _whole_numbers(source: Path, key: str, values: np.ndarray) -> np.ndarray:
-    """int64; `values` are the float64 numbers of a file."""
-    # Beyond 2**53 the cast would be undefined; NaN compares as false.
-    whole = (values == np.round(values)) & (np.abs(values) < 2.0**53)
-    if not whole.all():
-        wrong = values[~whole][0]
-        raise BodyError(
-            f"{source}: {key} holds {wrong:.6g}, it must hold whole numbers. "
-            "Convert the original SMPL file again."
-        )
-    return values.astype(np.int64)
-
-
-def _first_betas(source: Path, shapedirs: np.ndarray) -> np.ndarray:
-    if shapedirs.ndim != 3 or shapedirs.shape[2] < NUM_BETAS:
-        raise BodyError(
-            f"{source}: shapedirs has the shape {shapedirs.shape}, it must be (V, 3, 10 or more). "
-            "Use a body file with at least 10 shape directions."
-        )
-    return np.ascontiguousarray(shapedirs[:, :, :NUM_BETAS])
-
-
-def _parents(source: Path, kintree: np.ndarray) -> np.ndarray:
-    parents = np.atleast_2d(kintree)[0]
-    if parents.shape != (NUM_JOINTS,) or not np.isfinite(parents).all():
-        raise BodyError(
-            f"{source}: kintree_table has the shape {kintree.shape}, it must be (2, 24). "
-            "Only SMPL bodies with 24 joints are supported, not SMPL+H or SMPL-X."
-        )
-    # Files spell the root's missing parent as 2**32 - 1 or as -1.
-    return _whole_numbers(source, "kintree_table", np.concatenate([[-1.0], parents[1:]]))
-
-
-def _stand_in(source: Path, arrays: dict[str, Any]) -> np.ndarray:
-    template, regressor = arrays["v_template"], arrays["J_regressor"]
-    expected = (NUM_JOINTS, len(template))
-    if template.shape != (len(template), 3) or len(template) == 0 or regressor.shape != expected:
-        raise BodyError(
-            f"{source}: v_template {template.shape} and J_regressor {regressor.shape} must be "
-            "(V, 3) and (24, V). Convert the original SMPL file again."
-        )
-    if not (np.isfinite(template).all() and np.isfinite(regressor).all()):
-        raise BodyError(
-            f"{source}: v_template or J_regressor holds NaN or infinite numbers. "
-            "Convert the original SMPL file again."
-        )
-    return extra_joint_regressor(template, regressor @ template)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hmr.errors import BodyError
-from hmr.skeleton import SMPL_VERTEX_IDS
+from hmr.skeleton import H36M17_NAMES, SMPL_VERTEX_IDS
 
 if TYPE_CHECKING:
     from hmr.body_arrays import BodyArrays
@@ -16,6 +16,11 @@ NUM_JOINTS = 24
 NUM_BETAS = 10
 NUM_POSE_FEATURES = 207
 """9 numbers of (R_j - I) for each of the 23 joints below the root."""
+
+# How far a row may be from sum 1; regressors of further joints are learned from marker data.
+_SUM_TOLERANCES = {
+    "J_regressor": 1e-3, "J_regressor_extra": 0.05, "J_regressor_h36m": 0.05, "lbs_weights": 1e-3,
+}  # fmt: skip
 
 
 def check_body(body: BodyArrays, source: str) -> None:
@@ -37,15 +42,20 @@ def check_body(body: BodyArrays, source: str) -> None:
         "faces": (len(body.faces), 3),
         "landmark_vertices": (len(SMPL_VERTEX_IDS),),
     }
+    tolerances = dict(_SUM_TOLERANCES)
+    if body.J_regressor_h36m is None:
+        del tolerances["J_regressor_h36m"]
+    else:
+        shapes["J_regressor_h36m"] = (len(H36M17_NAMES), V)
     for key, shape in shapes.items():
         array = getattr(body, key)
         require(array.shape == shape, f"{key} has the shape {array.shape}, it must have {shape}")
         require(np.isfinite(array).all(), f"{key} holds NaN or infinite numbers")
-    for key in ("J_regressor", "J_regressor_extra", "lbs_weights"):
+    for key, tolerance in tolerances.items():
         sums = getattr(body, key).sum(1)
         row = int(np.abs(sums - 1).argmax())
         require(
-            abs(sums[row] - 1) < 1e-3,
+            abs(sums[row] - 1) < tolerance,
             f"row {row} of {key} sums to {sums[row]:.4g}, every row must sum to 1",
         )
     before = (body.parents[1:] >= 0) & (body.parents[1:] < np.arange(1, NUM_JOINTS))

@@ -1,9 +1,10 @@
-"""A stand-in for the regressor of nine extra joints, for bodies that come without one.
+"""Stand-ins for two regressors of further joints, for bodies that come without them.
 
-The field reads right hip, left hip, neck, head top, pelvis, thorax, spine, jaw and head from the
-surface with a regressor learned from marker data, which this package does not have. The stand-in
-puts each joint at a place defined by the 24 SMPL joints of the rest pose and writes it as a convex
-combination of a few surface vertices around that place, so that it follows shape and pose.
+The field reads right hip, left hip, neck, head top, pelvis, thorax, spine, jaw and head, and the
+17 joints of Human3.6M, from the surface with regressors learned from marker data, which this
+package does not have. A stand-in puts each joint at a place defined by the 24 SMPL joints of the
+rest pose and writes it as a convex combination of a few surface vertices around that place, so
+that it follows shape and pose.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+
+from hmr.skeleton import EXTRA_JOINT_NAMES, H36M17_NAMES, smpl_index
 
 _CROWN_VERTICES = 8
 
@@ -44,9 +47,34 @@ def extra_joint_regressor(v_template: np.ndarray, rest_joints: np.ndarray) -> np
     regressor = np.zeros((9, len(v_template)))
     regressor[3, crown] = 1 / _CROWN_VERTICES
     for row, place in places.items():
-        vertices = _around(v_template, place)
-        regressor[row, vertices] = _convex_weights(v_template[vertices], place)
+        regressor[row] = _row(v_template, place)
     return regressor
+
+
+def h36m_joint_regressor(
+    v_template: np.ndarray, rest_joints: np.ndarray, extra: np.ndarray
+) -> np.ndarray:
+    """The stand-in for Human3.6M's joints, (17, V), rows in the order of `H36M17_NAMES`.
+
+    v_template: (V, 3). rest_joints: (24, 3) SMPL joints of it. extra: (9, V) the regressor of
+    extra joints. Pelvis, spine, neck, jaw and head are those of `extra`; hips, knees, ankles,
+    shoulders, elbows and wrists lie at the SMPL joints of these names.
+    """
+    regressor = np.zeros((len(H36M17_NAMES), len(v_template)))
+    for row, name in enumerate(H36M17_NAMES):
+        if f"extra_{name}" in EXTRA_JOINT_NAMES and "hip" not in name:
+            regressor[row] = extra[EXTRA_JOINT_NAMES.index(f"extra_{name}")]
+        else:
+            regressor[row] = _row(v_template, rest_joints[smpl_index(name)])
+    return regressor
+
+
+def _row(v_template: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """(V,) weights of the vertices around a place, whose mean is the place."""
+    vertices = _around(v_template, place)
+    row = np.zeros(len(v_template))
+    row[vertices] = _convex_weights(v_template[vertices], place)
+    return row
 
 
 def _around(points: np.ndarray, place: np.ndarray) -> np.ndarray:

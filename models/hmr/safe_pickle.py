@@ -30,20 +30,22 @@ import numpy as np
 
 from hmr.errors import DataError
 
-GIB = 1 << 30
+MAX_BYTES = 1 << 29
+"""Twice what SMPL's arrays with 300 shape directions take as a pickle in text form."""
+
 _CHILD = Path(__file__).with_name("pickle_child.py")
 _DTYPE = re.compile(r"[<>|=](b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5})")
 
 
 def read_pickle(
-    source: str | os.PathLike[str] | bytes, *, max_bytes: int = GIB, max_seconds: int = 60
+    source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES, max_seconds: int = 60
 ) -> Any:
     """The value of a pickle, given as a path or as its bytes, without running any of its code.
 
     Returns dicts, lists (also for tuples, sets and arrays of objects), str (also for bytes, read as
     latin-1), int, float, bool, None and numpy arrays; numpy scalars become Python's.
     Neither the pickle nor what it unfolds to may exceed `max_bytes`; reading may take
-    `max_seconds` of processor time and six times the pickle's size (and 256 MiB) of memory.
+    `max_seconds` of processor time and ten times the pickle's size (and 256 MiB) of memory.
 
     DataError names the file and what it asked for, such as `posix.system`, or how it is broken.
     """
@@ -54,11 +56,14 @@ def read_pickle(
             f"{name}: {size} bytes, at most {max_bytes} are read. Is it the right file?"
         )
     if isinstance(source, bytes):
-        done = _run({"input": source}, name, size, max_bytes, max_seconds)
+        output = _run({"input": source}, name, size, max_bytes, max_seconds)
     else:
-        with open(source, "rb") as file:
-            done = _run({"stdin": file}, name, size, max_bytes, max_seconds)
-    header, _, blob = done.partition(b"\n")
+        try:
+            with open(source, "rb") as file:
+                output = _run({"stdin": file}, name, size, max_bytes, max_seconds)
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error.strerror}).") from error
+    header, _, blob = output.partition(b"\n")
     answer = json.loads(header)
     if "refused" in answer:
         raise DataError(
@@ -78,7 +83,7 @@ def read_object_npz(
     path: str | os.PathLike[str],
     keys: Container[str] | None = None,
     *,
-    max_bytes: int = GIB,
+    max_bytes: int = MAX_BYTES,
     max_seconds: int = 60,
 ) -> dict[str, Any]:
     """The arrays of an .npz (those with these keys, where keys are given) by name.
@@ -97,7 +102,9 @@ def read_object_npz(
                 if keys is not None and key not in keys:
                     continue
                 if member.file_size > max_bytes:
-                    raise ValueError(f"{key} holds {member.file_size} bytes, not {max_bytes}")
+                    raise ValueError(
+                        f"{key}: {member.file_size} bytes, at most {max_bytes} are read"
+                    )
                 with archive.open(member) as file:
                     found[key] = _read_member(file, f"{path}: {key}", max_bytes, max_seconds)
             return found
@@ -135,7 +142,8 @@ def _file_size(path: str | os.PathLike[str]) -> int:
 
 def _run(stdin: dict[str, Any], name: str, size: int, max_bytes: int, max_seconds: int) -> bytes:
     """What the child writes: a line of JSON and bytes. `stdin`: an argument of subprocess.run."""
-    memory = (256 << 20) + 6 * size
+    # Text pickles pass through several copies: six times their size was measured.
+    memory = (256 << 20) + 10 * size
     limits = [str(number) for number in (memory, max_seconds, max_bytes)]
     # -I and -S: nothing of the environment or of site-packages is imported.
     command = [sys.executable, "-I", "-S", str(_CHILD), *limits]
