@@ -229,7 +229,7 @@ def crop_image(image: np.ndarray, affine: np.ndarray, out_size: int) -> np.ndarr
     to_part[:, :2] *= [width / small_w, height / small_h]
     # OpenCV counts from pixel centres: shift both sides by half a pixel.
     to_part[:, 2] += to_part[:, :2] @ np.array([0.5, 0.5]) - 0.5
-    return cv2.warpAffine(
+    crop = cv2.warpAffine(
         part,
         to_part,
         (out_size, out_size),
@@ -237,6 +237,7 @@ def crop_image(image: np.ndarray, affine: np.ndarray, out_size: int) -> np.ndarr
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(0, 0, 0),
     )
+    return crop.reshape(out_size, out_size, *image.shape[2:])  # OpenCV drops a single channel
 
 
 def _shown_window(

@@ -133,13 +133,33 @@ def test_half_a_pixel_moves_the_picture_by_half_a_pixel() -> None:
     np.testing.assert_allclose(move, 2 * 0.5 * 60.7 / 96, atol=0.05)
 
 
-@pytest.mark.parametrize("side", [170, 211.7, 460, 900])
-def test_fine_detail_does_not_alias_when_shrinking(side: float) -> None:
+@pytest.mark.parametrize(
+    ("side", "left"),
+    [(120, 25), (131.3, 25), (150, 16), (170, 16), (211.7, 16), (460, 16), (900, 16)],
+)
+def test_fine_detail_does_not_alias_when_shrinking(side: float, left: float) -> None:
     y, x = np.mgrid[:1000, :1000]
     checkers = np.repeat((255 * ((x + y) % 2)).astype(np.uint8)[..., None], 3, 2)
     crop = crop_image(checkers, box_to_affine((500, 500), side, 100), 100).astype(float)
     assert crop.mean() == pytest.approx(127.5, abs=1)
-    assert crop.std() < 16  # the checkers' own is 127.5
+    assert crop.std() < left  # the checkers' own is 127.5
+
+
+def test_hundredths_of_a_pixel_count() -> None:
+    """Places in the picture are real numbers, not steps of a table."""
+    image = np.broadcast_to(np.array([0, 0, 50, 150, 250, 250], np.uint8)[:, None], (6, 6, 3))
+    crop = crop_image(image, box_to_affine((3.002, 3.0), 0.1, 10), 10)
+    # Each pixel of the crop is 0.01 px, one gray value, further; 100 is reached at x = 3.
+    np.testing.assert_array_equal(crop[..., 0], np.tile(np.arange(96, 106), (10, 1)))
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
+def test_channels_stay_whatever_their_number(channels: tuple[int, ...]) -> None:
+    image = np.full((40, 40, *channels), 7, np.uint8)
+    for center in ((20, 20), (400, 400)):
+        crop = crop_image(image, box_to_affine(center, 20, 16), 16)
+        assert crop.shape == (16, 16, *channels)
+        assert (crop == (7 if center == (20, 20) else 0)).all()
 
 
 def test_outside_of_the_image_is_black_and_the_edge_stays_in_place() -> None:
