@@ -208,9 +208,7 @@ def load_bundle(
     """
     folder = Path(path)
     manifest = verify_bundle(folder)
-    config = read_json(folder / "config.json", required=("model", "box_padding", *CONVENTIONS))
-    model = _build(config, folder)
-    load_weights(model, _load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    model, config = _network(folder)
     return Predictor(
         model.to(device),
         bundle_body(folder, body).to(device),
@@ -222,6 +220,20 @@ def load_bundle(
             "provenance": manifest.get("provenance", {}),
         },
     )
+
+
+def load_network(path: str | os.PathLike[str]) -> HMR:
+    """Only the network of a verified bundle, in eval mode on the CPU: it needs no body."""
+    verify_bundle(path)
+    return _network(Path(path))[0].eval()
+
+
+def _network(folder: Path) -> tuple[HMR, dict[str, Any]]:
+    """The model of a verified bundle, and its config.json."""
+    config = read_json(folder / "config.json", required=("model", "box_padding", *CONVENTIONS))
+    model = _build(config, folder)
+    load_weights(model, _load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return model, config
 
 
 def _build(config: dict[str, Any], folder: Path) -> HMR:

@@ -57,6 +57,8 @@ class ModelConfig(Section):
     """Dropout probability after each hidden layer."""
     activation: bool = False
     """ReLU after the hidden layers. SPIN has none; leave it off for SPIN's weights."""
+    regressor: Literal["rot6d", "axis_angle"] = "rot6d"
+    """`rot6d` is SPIN's; `axis_angle`, without a camera, is there to run the course's weights."""
     mean_params: str | None = None
     """A smpl_mean_params.npz as the regressor's start; default: upright rest pose."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hmr.axis_angle_regressor import AxisAngleRegressor
 from hmr.config import ModelConfig
 from hmr.encoder import SmallEncoder, TorchvisionEncoder, build_encoder
 from hmr.errors import DataError
@@ -23,8 +24,8 @@ class HMR(nn.Module):
     image_shift: Tensor
 
     def __init__(
-        self, encoder: SmallEncoder | TorchvisionEncoder, regressor: IterativeRegressor, *,
-        image_size: int,
+        self, encoder: SmallEncoder | TorchvisionEncoder,
+        regressor: IterativeRegressor | AxisAngleRegressor, *, image_size: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.encoder, self.regressor, self.image_size = encoder, regressor, image_size
@@ -56,11 +57,21 @@ def build_model(config: ModelConfig, mean: MeanParameters | None = None) -> HMR:
         config.encoder, width=config.encoder_width, image_size=config.image_size,
         pretrained=config.pretrained,
     )  # fmt: skip
-    if config.mean_params is not None:
-        mean = MeanParameters.from_file(config.mean_params)
-    regressor = IterativeRegressor(
-        encoder.out_features, mean=mean or MeanParameters.upright(), hidden=config.hidden,
-        dropout=config.dropout, n_iter=config.n_iter, activation=config.activation,
-    )  # fmt: skip
+    regressor = _build_regressor(config, encoder.out_features, mean)
     model = HMR(encoder, regressor, image_size=config.image_size)
     return model.to(memory_format=torch.channels_last)
+
+
+def _build_regressor(
+    config: ModelConfig, in_features: int, mean: MeanParameters | None
+) -> IterativeRegressor | AxisAngleRegressor:
+    if config.regressor == "axis_angle":
+        return AxisAngleRegressor(
+            in_features, hidden=config.hidden, dropout=config.dropout, n_iter=config.n_iter
+        )
+    if config.mean_params is not None:
+        mean = MeanParameters.from_file(config.mean_params)
+    return IterativeRegressor(
+        in_features, mean=mean or MeanParameters.upright(), hidden=config.hidden,
+        dropout=config.dropout, n_iter=config.n_iter, activation=config.activation,
+    )  # fmt: skip
