@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ MAX_BYTES = 2**30
 _BLOCK = 2**20
 _DAMAGED = (
     OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
-    RuntimeError, MemoryError,
+    RuntimeError, MemoryError, OverflowError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -46,9 +47,11 @@ class NpzRows:
 
     def count(self, key: str) -> int:
         """The number of an array's rows; reads its header only."""
-        with self._member(key) as (_, header, _):
+        with self._member(key) as (_, header, size):
             if not header.shape:
                 raise ValueError("it is a single value, not an array of rows")
+            if header.shape[0] > size:
+                raise ValueError(f"it promises {header.shape[0]} rows in {size} bytes")
             return header.shape[0]
 
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
