@@ -35,8 +35,8 @@ def read_values(source: Path) -> dict[str, np.ndarray]:
         return read_npz(source)
     except ValueError as error:
         raise BodyError(
-            f"{source}: not a plain .npz of numbers ({error}). Pickled files can run code and are "
-            "never loaded; convert an SMPL .pkl into an .npz once, then use that."
+            f"{source}: not a plain .npz of numbers ({error}). Convert an official SMPL file once "
+            "with `python jobs/convert.py smpl --input <file> --output body.npz`, then use that."
         ) from error
 
 

@@ -73,7 +73,8 @@ def read_pickle(
         )
     try:
         return _Builder(blob, max_bytes).value(answer["tree"])
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
+            MemoryError) as error:  # fmt: skip
         raise DataError(
             f"{name}: an array in it contradicts itself ({error!r}). Get the file again."
         ) from error

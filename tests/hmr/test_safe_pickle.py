@@ -271,6 +271,7 @@ ONE = np.zeros(1, np.int32)
         (sparse(shape=(1, 1), data=ONE, indices=ONE + 1, indptr=np.array([0, 1])), "IndexError"),
         (sparse(shape=(10**5, 10**5), data=ONE[:0], indices=ONE[:0], indptr=ONE), "more bytes"),
         (sparse(data=ONE), "KeyError"),
+        (sparse(shape=(1, 1), data=[1], indices=ONE, indptr=np.arange(2)), "AttributeError"),
     ],
 )
 def test_small_pickles_do_not_fill_the_memory(data: bytes, message: str) -> None:

@@ -456,6 +456,11 @@ def test_a_body_with_other_vertices_must_say_where_its_landmarks_are(
         read_smpl(tmp_path / "unknown.npz")
 
 
+def test_jobs_that_get_an_unconverted_file_say_how_to_convert_it(write: Writer) -> None:
+    with pytest.raises(BodyError, match=r"SMPL_MALE\.pkl: .* jobs/convert\.py smpl --input"):
+        load_body(write())
+
+
 def test_a_pickle_that_is_no_body_is_refused(tmp_path: Path) -> None:
     class Malicious:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
