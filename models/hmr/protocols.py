@@ -1,4 +1,4 @@
-"""Evaluation protocols: which rows, which joints, aligned where, and which errors. No torch.
+"""Evaluation protocols: which rows, which joints, aligned where, and which errors.
 
     protocol = PROTOCOLS["3dpw"]
     rows = protocol.takes_part(sample_ids)

@@ -218,6 +218,12 @@ class EvaluateJob(Section):
     """Folder that `jobs/prepare.py` wrote."""
     split: Literal["train", "val", "test"] = "test"
     """Split to measure on."""
+    protocol: Literal["synthetic", "3dpw", "h36m_p1", "h36m_p2", "mpi_inf_3dhp", "eth"] = (
+        "synthetic"
+    )
+    """Joints, alignment, errors and rows that count, see `hmr.protocols`."""
+    truth_bodies: dict[Literal["female", "male"], str] = Field(default_factory=dict)
+    """Body file of the labels of women and men, as 3DPW's are; else they use the model's body."""
     output: str | None = None
     """Folder for the table as JSON and CSV; none: only printed."""
     batch_size: int = Field(128, ge=1)

@@ -1,7 +1,8 @@
-"""Errors of a model on held-out people, at every number of iterations, beside the mean pose's.
+"""Errors of a model on held-out people by a protocol, at every number of iterations.
 
-The mean pose is fitted on the training split of the same data set. Without its error, that of a
-model says nothing: a constant answer already reaches about 140 mm of PA-MPJPE on varied poses.
+Beside them stand those of the mean pose of the training people, where the protocol scores SMPL's
+24 joints. Without them an error says nothing: a constant answer already reaches about 140 mm of
+PA-MPJPE on varied poses.
 """
 
 from __future__ import annotations
@@ -9,107 +10,34 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
-from torch import Tensor
 
 from hmr.body import Body
 from hmr.errors import DataError
-from hmr.metrics import METRICS, MeanPoseBaseline, person_errors
+from hmr.metrics import MeanPoseBaseline
 from hmr.predictor import Predictor
-from hmr.structures import Batch, Prediction
+from hmr.protocol_errors import Yardstick
+from hmr.protocols import JOINT_SETS, PROTOCOLS
 from rayhmr.config import EvaluateJob
-from rayhmr.data.batches import read_batches, read_tables, smpl_labels
+from rayhmr.data.batches import decoded_ahead, read_tables, smpl_labels, to_batch
 from rayhmr.data.schema import DatasetInfo, read_info
+from rayhmr.paper_table import markdown, metric_rows
+from rayhmr.people_errors import (
+    BASELINE_METRICS,
+    PeopleErrors,
+    evaluate_samples,
+    intervals,
+    summary,
+)
 from rayhmr.pinned_model import PinnedModel
-from rayhmr.report import text_table
 from rayhmr.telemetry import say
-
-BASELINE_METRICS = METRICS[:2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeopleErrors:
-    """Errors in millimetres of each of N people, in the order of the split.
-
-    positions: (N,) which row of the split; people without SMPL labels are left out.
-    by_iteration: metric name to (T+1, N); row 0 is the start, before any refinement.
-    baseline: metric name to (N,), of the mean pose.
-    """
-
-    positions: Tensor
-    by_iteration: dict[str, Tensor]
-    baseline: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def ranked(self, metric: str = "pa_mpjpe_mm") -> list[int]:
-        """Rows of the split from the best to the worst final `metric`."""
-        order = self.by_iteration[metric][-1].argsort(stable=True)
-        return [int(position) for position in self.positions[order]]
-
-
-def evaluate_samples(
-    predict: Callable[[Tensor], Prediction],
-    batches: Iterable[Batch],
-    body: Body,
-    baseline: MeanPoseBaseline,
-) -> PeopleErrors:
-    """Errors of every labelled person of `batches`.
-
-    predict: images (B, 3, S, S) uint8 to the prediction of every iteration. DataError when nobody
-    is labelled.
-    """
-    positions, model_errors, mean_errors = [], [], []
-    seen = 0
-    for batch in batches:
-        rows = batch.has_smpl.nonzero()[:, 0]
-        positions.append(seen + rows)
-        seen += len(batch)
-        if len(rows) == 0:
-            continue
-        rotmats, betas = batch.rotmats[rows], batch.betas[rows]
-        with torch.inference_mode():
-            steps = [step[rows].float() for step in predict(batch.images).iterations]
-            errors = [person_errors(step, rotmats, betas, body) for step in steps]
-            mean_errors.append(baseline.errors(body.joints_only(rotmats, betas)))
-        model_errors.append({name: torch.stack([e[name] for e in errors]) for name in METRICS})
-    if not model_errors:
-        raise DataError(
-            f"none of the {seen} people has SMPL labels (has_smpl), so there is no truth to "
-            "measure against; evaluate on a split with labels"
-        )
-    return PeopleErrors(
-        positions=torch.cat(positions),
-        by_iteration={n: torch.cat([e[n] for e in model_errors], dim=1) for n in METRICS},
-        baseline={n: torch.cat([e[n] for e in mean_errors]) for n in BASELINE_METRICS},
-    )
-
-
-def summary(errors: PeopleErrors) -> dict[str, Any]:
-    """Means over people, their ratios to the mean pose's, and one row for each iteration."""
-    baseline = {name: float(values.double().mean()) for name, values in errors.baseline.items()}
-    table = []
-    for number in range(len(errors.by_iteration["mpjpe_mm"])):
-        row: dict[str, Any] = {"n_iter": number}
-        for name, values in errors.by_iteration.items():
-            row[name] = float(values[number].double().mean())
-        for name in BASELINE_METRICS:
-            row[name.replace("_mm", "_ratio")] = row[name] / baseline[name]
-        table.append(row)
-    final = {name: value for name, value in table[-1].items() if name != "n_iter"}
-    return {
-        "count": len(errors),
-        "n_iter": table[-1]["n_iter"],
-        **final,
-        **{f"baseline_{name}": value for name, value in baseline.items()},
-        "by_iteration": table,
-    }
 
 
 def mean_pose(info: DatasetInfo) -> MeanPoseBaseline:
@@ -138,14 +66,14 @@ def baseline_means(info: DatasetInfo, split: str, body: Body) -> dict[str, float
     return {name: total / count for name, total in accumulated.items()} if count else {}
 
 
-def _write(output: Path, results: dict[str, Any]) -> None:
+def _write(output: Path, results: dict[str, Any], tables: Mapping[str, list[Any]]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    rows = results["by_iteration"]
-    with (output / "by_iteration.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    for name, rows in tables.items():
+        with (output / name).open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
 
 
 def open_model(job: EvaluateJob, info: DatasetInfo) -> tuple[PinnedModel, Predictor]:
@@ -164,14 +92,58 @@ def open_model(job: EvaluateJob, info: DatasetInfo) -> tuple[PinnedModel, Predic
 
 
 def measure(
-    predictor: Predictor, info: DatasetInfo, split: str, *, batch_size: int
+    predictor: Predictor,
+    info: DatasetInfo,
+    split: str,
+    *,
+    batch_size: int,
+    yardstick: Yardstick | None = None,
 ) -> PeopleErrors:
-    """Errors of every labelled person of a split."""
-    batches = read_batches(
-        info, split, batch_size=batch_size, image_size=predictor.image_size, threads=2
+    """Errors of every person of a split who takes part in the protocol and has its labels."""
+    yardstick = yardstick or Yardstick(body=predictor.body)
+    facts = pa.concat_tables(read_tables(info, split, 10_000, ("sample_id", "gender")))
+    sample_ids, genders = facts["sample_id"].to_pylist(), facts["gender"].to_pylist()
+    takes_part = yardstick.protocol.takes_part(sample_ids)
+    chosen = np.flatnonzero(takes_part)
+    batches = decoded_ahead(
+        _of_those(read_tables(info, split, batch_size), takes_part),
+        lambda table: to_batch(table, predictor.image_size), threads=2, ahead=2,
+    )  # fmt: skip
+    known = yardstick.protocol.joints == "smpl24" and info.statistics["labelled"]
+    errors = evaluate_samples(
+        predictor.predict_crops,
+        (batch.to(predictor.device) for batch in batches),
+        yardstick,
+        mean_pose(info) if known else None,
+        [genders[row] for row in chosen],
     )
-    on_device = (batch.to(predictor.device) for batch in batches)
-    return evaluate_samples(predictor.predict_crops, on_device, predictor.body, mean_pose(info))
+    positions = torch.from_numpy(chosen)[errors.positions]
+    names = tuple(sample_ids[row] for row in positions.tolist())
+    return replace(errors, positions=positions, sample_ids=names)
+
+
+def _of_those(tables: Iterable[pa.Table], takes_part: np.ndarray) -> Iterator[pa.Table]:
+    """The rows that take part; a table without any is left out."""
+    start = 0
+    for table in tables:
+        wanted = takes_part[start : start + len(table)]
+        start += len(table)
+        if wanted.any():
+            yield table if wanted.all() else table.filter(pa.array(wanted))
+
+
+def yardstick_of(job: EvaluateJob, predictor: Predictor) -> Yardstick:
+    """How the job measures; BodyError for a body that is none."""
+    h36m = predictor.body.arrays.J_regressor_h36m
+    return Yardstick(
+        body=predictor.body,
+        protocol=PROTOCOLS[job.protocol],
+        regressor=None if h36m is None else torch.tensor(h36m, device=predictor.device),
+        truth_bodies={
+            gender: Body.from_file(path).to(predictor.device)
+            for gender, path in job.truth_bodies.items()
+        },
+    )
 
 
 def evaluate(job: EvaluateJob) -> dict[str, Any]:
@@ -182,21 +154,22 @@ def evaluate(job: EvaluateJob) -> dict[str, Any]:
     info = read_info(job.data)
     rows = info.rows(job.split)
     pinned, predictor = open_model(job, info)
+    yardstick = yardstick_of(job, predictor)
     say(f"{rows} people of the {job.split} split of {job.data}; model {pinned.reference}")
     start = time.perf_counter()
-    errors = measure(predictor, info, job.split, batch_size=job.batch_size)
+    errors = measure(predictor, info, job.split, batch_size=job.batch_size, yardstick=yardstick)
     seconds = time.perf_counter() - start
+    joints, root = yardstick.joints_used
     results = summary(errors) | {
         "model": pinned.reference, "model_sha256": pinned.sha256, "split": job.split,
-        "data_fingerprint": info.fingerprint, "joints": "smpl24",
-        "images_per_s": round(rows / seconds, 1),
+        "data_fingerprint": info.fingerprint, "protocol": job.protocol,
+        "joints": joints, "joint_names": list(JOINT_SETS[yardstick.protocol.joints]), "root": root,
+        "truth": yardstick.truth_used, "metrics": intervals(errors, yardstick.protocol),
+        "images_per_s": round(len(errors) / seconds, 1),
     }  # fmt: skip
-    say(text_table(results["by_iteration"]))
-    say(
-        "mean pose of the training people: "
-        + ", ".join(f"{name} {results[f'baseline_{name}']:.1f}" for name in BASELINE_METRICS)
-    )
+    say(markdown(results))
     if job.output is not None:
-        _write(Path(job.output), results)
+        tables = {"by_iteration.csv": results["by_iteration"], "table.csv": metric_rows(results)}
+        _write(Path(job.output), results, tables)
         say(f"wrote {Path(job.output).absolute()}")
     return results

@@ -245,8 +245,13 @@ def test_frames_of_one_video_are_no_further_evidence():
 
 
 def test_long_videos_weigh_more_within_the_interval():
-    values = torch.cat([torch.zeros(990), torch.full((10,), 100.0)])
-    groups = np.repeat([0, 1], [990, 10])
-    assert bootstrap_interval(values, groups) == (0.0, 100.0), "either alone, or both"
+    # The mean of all frames is 4, that of the means of videos 50.
+    values = torch.cat([torch.zeros(30 * 24), torch.full((30,), 100.0)])
+    groups = np.concatenate([np.repeat(np.arange(30), 24), np.arange(30, 60)])
+    low, high = bootstrap_interval(values, groups)
+    assert 1 < low < 4 < high < 10
+
+
+def test_an_interval_needs_two_groups():
     with pytest.raises(DataError, match="1 group of people"):
-        bootstrap_interval(values, np.zeros(1000))
+        bootstrap_interval(sample(100), np.zeros(100))
