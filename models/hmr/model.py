@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hmr.axis_angle_regressor import AxisAngleRegressor
 from hmr.config import ModelConfig
 from hmr.encoder import SmallEncoder, TorchvisionEncoder, build_encoder
-from hmr.errors import DataError
+from hmr.errors import ConfigError, DataError
 from hmr.regressor import IterativeRegressor, MeanParameters
 from hmr.structures import Prediction
 
@@ -66,6 +66,11 @@ def _build_regressor(
     config: ModelConfig, in_features: int, mean: MeanParameters | None
 ) -> IterativeRegressor | AxisAngleRegressor:
     if config.regressor == "axis_angle":
+        if config.mean_params is not None:
+            raise ConfigError(
+                f"model.mean_params={config.mean_params}: the axis-angle regressor starts where "
+                "its weights say; leave it out, or set model.regressor=rot6d"
+            )
         return AxisAngleRegressor(
             in_features, hidden=config.hidden, dropout=config.dropout, n_iter=config.n_iter
         )
