@@ -2,76 +2,64 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from hmr.augment_colour import jitter_colour, occlude, scale_channels
+from hmr.augment_geometry import draw_warp, flip_batch, warp_batch
 from hmr.config import AugmentConfig
-from hmr.skeleton import JOINT49_FLIP, SMPL_FLIP
 from hmr.structures import Batch
 
 
-# Kept on the device: a table that travels from the host makes a GPU wait at every step.
-@functools.cache
-@torch.inference_mode(False)
-def _index(table: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(table, device=device)
-
-
-@functools.cache
-@torch.inference_mode(False)
-def _mirror_signs(device: torch.device) -> Tensor:
-    mirror = torch.tensor([-1.0, 1.0, 1.0], device=device)
-    return mirror[:, None] * mirror
-
-
-def flip_rotations(rotmats: Tensor) -> Tensor:
-    """(B, 24, 3, 3) of a person to those of the mirror image: left and right joints swap, and
-    R becomes M R M with M = diag(-1, 1, 1); on axis-angles that negates y and z."""
-    signs = _mirror_signs(rotmats.device).to(rotmats.dtype)
-    return rotmats[:, _index(SMPL_FLIP, rotmats.device)] * signs
-
-
-def flip_batch(batch: Batch) -> Batch:
-    """Every person of the batch, and its picture, mirrored left to right."""
-    order = _index(JOINT49_FLIP, batch.images.device)
-    keypoints_2d = batch.keypoints_2d[:, order]
-    keypoints_2d[..., 0].neg_()
-    keypoints_3d = batch.keypoints_3d[:, order]
-    keypoints_3d[..., 0].neg_()
-    return replace(
-        batch,
-        images=batch.images.flip(-1),
-        keypoints_2d=keypoints_2d,
-        keypoints_3d=keypoints_3d,
-        rotmats=flip_rotations(batch.rotmats),
-    )
-
-
-def _choose(mask: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(mask.view(-1, *[1] * (kept.ndim - 1)), changed, kept)
-
-
 def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
-    """Flips and channel noise, drawn for each person.
+    """Every change of `config`, drawn for each person; what has the amount zero costs nothing.
+
+    The order is SPIN's: turn, zoom and shift first, then the mirror image, then the colours.
 
     generator: on the CPU, so that a seed draws the same on every device; the draws do not depend on
-    `config`, so a changed strength leaves the rest as it was.
+    `config`, so a changed strength leaves the rest as it was, in this and all later batches.
     """
-    count, device = len(batch), batch.images.device
-    draws = torch.rand(count, 4, generator=generator).to(device, non_blocking=True)
-    mask = draws[:, 0] < config.flip
-    flipped = flip_batch(batch)
-    images = _choose(mask, flipped.images, batch.images)
+    device = batch.images.device
+    draws = torch.rand(len(batch), 4, generator=generator)
+    further = _further_generator(draws)
+    normal = torch.randn(len(batch), 4, generator=further).to(device, non_blocking=True)
+    uniform = torch.rand(len(batch), 12, generator=further).to(device, non_blocking=True)
+    chance, light, boxes = uniform[:, 0], uniform[:, 1:4], uniform[:, 4:]
+    draws = draws.to(device, non_blocking=True)
+    if config.rotation > 0 or config.scale > 0 or config.translation > 0:
+        batch = warp_batch(batch, draw_warp(config, chance, normal))
+    batch = _flip_some(batch, draws[:, 0] < config.flip)
+    images = batch.images
     if config.channel_noise > 0:
-        factors = 1 + config.channel_noise * (2 * draws[:, 1:, None, None] - 1)
-        images = (images * factors).round_().clamp_(0, 255).to(torch.uint8)
+        images = scale_channels(images, draws[:, 1:], config.channel_noise)
+    if config.colour > 0:
+        images = jitter_colour(images, light, config.colour)
+    if config.occlusion > 0:
+        images = occlude(images, boxes, config.occlusion, config.occlusion_size)
+    return replace(batch, images=images)
+
+
+def _further_generator(draws: Tensor) -> torch.Generator:
+    """A generator that the first draws of a batch seed. A longer row of first draws would move
+    those of all later batches, and with them the numbers of every training so far."""
+    # A sum of multiples of 2^-24: exact in float64, whatever its order.
+    return torch.Generator().manual_seed(int(draws.double().sum() * 2**24))
+
+
+def _flip_some(batch: Batch, mask: Tensor) -> Batch:
+    """The people of the (B,) mask mirrored."""
+    flipped = flip_batch(batch)
+
+    def choose(name: str) -> Tensor:
+        kept: Tensor = getattr(batch, name)
+        return torch.where(mask.view(-1, *[1] * (kept.ndim - 1)), getattr(flipped, name), kept)
+
     return replace(
         batch,
-        images=images,
-        keypoints_2d=_choose(mask, flipped.keypoints_2d, batch.keypoints_2d),
-        keypoints_3d=_choose(mask, flipped.keypoints_3d, batch.keypoints_3d),
-        rotmats=_choose(mask, flipped.rotmats, batch.rotmats),
+        images=choose("images"),
+        keypoints_2d=choose("keypoints_2d"),
+        keypoints_3d=choose("keypoints_3d"),
+        rotmats=choose("rotmats"),
     )

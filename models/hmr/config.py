@@ -101,13 +101,60 @@ class OptimizerConfig(Section):
     """Largest allowed norm of the gradient; none: no clipping."""
 
 
-class AugmentConfig(Section):
-    """Random changes of training batches, made on the training device."""
+# SPIN's published settings, and HMR2's without its crops to single body parts.
+_AUGMENT_PRESETS: dict[str, dict[str, float]] = {
+    "default": {},
+    "none": {"flip": 0.0, "channel_noise": 0.0},
+    "spin": {
+        "flip": 0.5, "channel_noise": 0.4, "rotation": 30.0, "rotation_probability": 0.4,
+        "scale": 0.25, "translation": 0.0,
+    },
+    "hmr2": {
+        "flip": 0.5, "channel_noise": 0.2, "rotation": 30.0, "rotation_probability": 0.6,
+        "scale": 0.3, "translation": 0.02,
+    },
+}  # fmt: skip
 
+
+class AugmentConfig(Section):
+    """Random changes of training batches, made on the training device. `augment: spin` is a short
+    form of `augment: {preset: spin}`."""
+
+    # Not written out: the numbers stand in its place, so a stored run says what it did.
+    preset: Literal["default", "none", "spin", "hmr2"] = Field("default", exclude=True)
+    """Where the amounts below start: `default` as written here, `none` no change at all, `spin`
+    and `hmr2` those papers' training; amounts that are given win."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a left-right flip."""
     channel_noise: float = Field(0.4, ge=0, le=1)
     """Each colour channel is multiplied by a number in 1 +- this (SPIN: 0.4)."""
+    rotation: float = Field(0.0, ge=0, le=90)
+    """Turn in the picture's plane: standard deviation in degrees, cut at twice this."""
+    rotation_probability: float = Field(1.0, ge=0, le=1)
+    """Share of people that are turned at all."""
+    scale: float = Field(0.0, ge=0, le=0.5)
+    """Zoom: the crop's side times 1 +- this, normal with this deviation and cut there."""
+    translation: float = Field(0.0, ge=0, le=0.5)
+    """Shift to the sides, and up or down, as a share of the crop's side, normal and cut alike."""
+    colour: float = Field(0.0, ge=0, le=1)
+    """Brightness, contrast and saturation are each multiplied by a number in 1 +- this."""
+    occlusion: float = Field(0.0, ge=0, le=1)
+    """Probability of a box of one colour before the person."""
+    occlusion_size: float = Field(0.4, gt=0, le=1)
+    """Largest side of that box as a share of the crop's side."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, value: Any) -> Any:
+        given = {"preset": value} if isinstance(value, str) else value
+        if not isinstance(given, dict) or "preset" not in given:
+            return given
+        if given.keys() >= cls.model_fields.keys():
+            raise ValueError(
+                f"preset {given['preset']!r} changes nothing, every amount is given as well; leave "
+                "one of them out (to search over presets, search `train.augment`, not its preset)"
+            )
+        return _AUGMENT_PRESETS.get(str(given["preset"]), {}) | given
 
 
 class TrainConfig(Section):
