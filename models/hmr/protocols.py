@@ -149,10 +149,13 @@ def places(sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
     Returns the video, the track (a person of a video) and the frame; a frame is the last number in
     its part of the name, -1 without one. What stands before it counts to the name of the video.
+    A box between frame and person, as in source/picture/x_y_side/person, is passed over.
     """
     videos, tracks, frames = [], [], []
     for text in sample_ids:
         *sequence, frame, person = ("", *text.split("/"))
+        if _BOX.fullmatch(frame):
+            frame = sequence.pop()
         number = re.search(r"(\d+)\D*$", frame)
         video = "/".join((*sequence, frame[: number.start()] if number else frame))
         videos.append(video)
@@ -161,6 +164,9 @@ def places(sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     video_of = np.unique(videos, return_inverse=True)[1]
     track_of = np.unique(tracks, return_inverse=True)[1]
     return video_of, track_of, np.array(frames, np.int64)
+
+
+_BOX = re.compile(r"-?\d+\.\d\d_-?\d+\.\d\d_-?\d+\.\d\d")
 
 
 def _word_pattern(words: Sequence[str]) -> re.Pattern[str]:

@@ -88,6 +88,19 @@ def test_names_say_video_track_and_frame():
     assert len(set(tracks.tolist())) == 5
 
 
+def test_a_box_in_the_name_is_neither_frame_nor_video():
+    videos, tracks, frames = places(
+        [f"x/walk/image_{n:05d}.jpg/{n}.25_-3.00_{n + 90}.75/{n % 2}" for n in range(4)]
+    )
+    assert frames.tolist() == [0, 1, 2, 3]
+    assert len(set(videos.tolist())) == 1
+    assert tracks[0] == tracks[2] != tracks[1] == tracks[3]
+    videos, tracks, frames = places([f"x/image_{n}.jpg/{n}.25_3.00_9.75" for n in range(4)])
+    assert frames.tolist() == [0, 1, 2, 3]
+    assert len(set(videos.tolist())) == 1
+    assert len(set(tracks.tolist())) == 4, "who it is in each frame is not known"
+
+
 def test_a_result_says_whose_joints_it_used():
     assert PROTOCOLS["synthetic"].joints_used(with_regressor=True)[0] == "smpl24"
     used = PROTOCOLS["3dpw"].joints_used(with_regressor=True)

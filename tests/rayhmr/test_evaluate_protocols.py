@@ -20,11 +20,12 @@ from hmr.errors import DataError
 from hmr.metric_extras import bootstrap_interval
 from hmr.pose_prior import rodrigues
 from hmr.protocol_errors import Yardstick
-from hmr.protocols import PROTOCOLS
+from hmr.protocols import PROTOCOLS, places
 from hmr.skeleton import joint49_index
 from hmr.structures import Batch, Parameters, Prediction
 from rayhmr.config import EvaluateJob
 from rayhmr.data.schema import MANIFEST, SCHEMA_VERSION, encode_shard, read_info
+from rayhmr.data.sources.record import box_id
 from rayhmr.evaluate import evaluate, measure, yardstick_of
 from rayhmr.people_errors import PeopleErrors, evaluate_samples, intervals, summary
 
@@ -261,6 +262,15 @@ def test_people_whose_joints_were_not_measured_are_no_truth(body, labels):
     yardstick = Yardstick(body=body, protocol=PROTOCOLS["mpi_inf_3dhp"])
     with pytest.raises(DataError, match="none of the 3 people has all the 3D joints"):
         evaluate_samples(Knows(body, labels, []).predict_crops, [unknown], yardstick, None)
+
+
+def test_names_made_of_boxes_are_understood():
+    picture = "walk/image_00012.jpg"
+    name = box_id("hmr2_eval", picture, np.array([-3.123, 4567.891]), 1.5)
+    videos, tracks, frames = places([f"{name}/7", name, f"hmr2_eval/{picture}/7"])
+    assert frames.tolist() == [12, 12, 12]
+    assert len(set(videos.tolist())) == 1
+    assert tracks[0] == tracks[2] != tracks[1]
 
 
 def test_the_settings_know_every_protocol():
