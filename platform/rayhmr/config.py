@@ -101,7 +101,7 @@ class FilesConfig(Section):
 class PrepareJob(Section):
     """jobs/prepare.py: turn a source into person shards."""
 
-    source: Literal["synthetic", "folder", "coco"] = "synthetic"
+    source: Literal["synthetic", "folder", "coco", "spin", "hmr2_eval", "bedlam"] = "synthetic"
     """What to read: people made here, or data sets in the form of their publishers."""
     output: str = "shards"
     """Folder to write; it must not exist, or hold an unfinished or equal data set."""

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from rayhmr.config import PrepareJob
 from rayhmr.data.cropping import CroppedSource
 from rayhmr.data.parts import PeopleSource
+from rayhmr.data.sources.bedlam import BedlamSource
 from rayhmr.data.sources.coco import CocoSource
 from rayhmr.data.sources.folder import FolderSource
+from rayhmr.data.sources.hmr2_eval import Hmr2EvalSource
 from rayhmr.data.sources.record import Source
+from rayhmr.data.sources.spin import SpinSource
 from rayhmr.data.sources.synthetic import SyntheticSource
 from rayhmr.storage import absolute
 
-LABELLED: dict[str, Callable[..., Source]] = {"coco": CocoSource}
+LABELLED: dict[str, Callable[..., Source]] = {
+    "coco": CocoSource, "spin": SpinSource, "hmr2_eval": Hmr2EvalSource,
+}  # fmt: skip
 """Readers of label files, by kind; each takes labels, split and name."""
 
 
@@ -24,10 +29,12 @@ def source_of(job: PrepareJob) -> PeopleSource:
         return SyntheticSource(job.synthetic, body)
     files = job.files
     assert files.images is not None  # the job's settings were checked
-    return CroppedSource(_reader(job), absolute(files.images), files.crop_size, files.padding, body)
+    return CroppedSource(
+        _reader(job, body), absolute(files.images), files.crop_size, files.padding, body
+    )
 
 
-def _reader(job: PrepareJob) -> Source:
+def _reader(job: PrepareJob, body: str) -> Source:
     files = job.files
     name = files.name or job.source
     labels = None if files.labels is None else absolute(files.labels)
@@ -37,4 +44,6 @@ def _reader(job: PrepareJob) -> Source:
             images=absolute(files.images), boxes=labels, split=files.split, name=name
         )
     assert labels is not None
+    if job.source == "bedlam":
+        return BedlamSource(labels=labels, split=files.split, body=body, name=name)
     return LABELLED[job.source](labels=labels, split=files.split, name=name)
