@@ -240,10 +240,16 @@ def run(
     if arguments.print_config:
         sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         return
-    for name, value in _LESS_NOISE.items():  # Ray reads them when it is imported: in main
+    print_results(lambda: main(settings))
+
+
+def print_results(work: Callable[[], dict[str, Any]]) -> None:
+    """Do the work and print its results as the last line of stdout; an error that the user can
+    cure becomes a message and exit code 1."""
+    for name, value in _LESS_NOISE.items():  # Ray reads them when it is imported: in `work`
         os.environ.setdefault(name, value)
     try:
-        results = main(settings)
+        results = work()
     except HmrError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
