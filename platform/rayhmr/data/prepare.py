@@ -99,21 +99,24 @@ def _write_all(
         yield from (opened(note) for note in batch["note"])
 
 
-def _write_rejected(folder: Folder, notes: list[dict[str, Any]]) -> list[list[str]]:
-    rejected = [row for note in notes for row in note["rejected"]]
+def _rejected(notes: list[dict[str, Any]]) -> list[list[str]]:
+    return [row for note in notes for row in note["rejected"]]
+
+
+def _write_rejected(folder: Folder, rejected: list[list[str]]) -> None:
     table = io.StringIO()
     csv.writer(table).writerows([["id", "reason", "detail"], *rejected])
     folder.write(schema.REJECTED, table.getvalue().encode("utf-8", "replace"))
-    return rejected
 
 
 def _check_rejected(job: PrepareJob, folder: Folder, notes: list[dict[str, Any]]) -> None:
     """DataError with a table when too much was rejected, or everything."""
-    rejected = _write_rejected(folder, notes)
+    rejected = _rejected(notes)
     total = sum(note["file"]["rows"] for note in notes) + len(rejected)
     share = len(rejected) / max(total, 1)
     if share <= job.max_rejected_fraction and len(rejected) < total:
         return
+    _write_rejected(folder, rejected)
     reasons = Counter(reason for _, reason, _ in rejected)
     examples = {reason: detail for _, reason, detail in reversed(rejected)}
     table = [
@@ -123,9 +126,9 @@ def _check_rejected(job: PrepareJob, folder: Folder, notes: list[dict[str, Any]]
     raise DataError(
         f"{len(rejected)} of {total} rows ({share:.1%}) were rejected, at most "
         f"{job.max_rejected_fraction:.1%} may be:\n{text_table(table)}\n"
-        f"All of them are in {folder.path(schema.REJECTED)}. Correct the labels or the pictures, "
-        "remove that folder and prepare again; or raise max_rejected_fraction to go on without "
-        "these rows"
+        f"All of them are in {folder.path(schema.REJECTED)}. Raise max_rejected_fraction to go on "
+        "without these rows; or correct the labels or the pictures, remove "
+        f"{folder.location} and prepare again"
     )
 
 
@@ -133,7 +136,8 @@ def _finish(job: PrepareJob, folder: Folder, settings: dict[str, Any],
             notes: list[dict[str, Any]]) -> dict[str, Any]:  # fmt: skip
     """Write rejected.csv and dataset.json; what dataset.json says."""
     notes = sorted(notes, key=lambda note: note["file"]["name"])
-    rejected = _write_rejected(folder, notes)
+    rejected = _rejected(notes)
+    _write_rejected(folder, rejected)
     files = {
         split: [note["file"] for note in notes if note["split"] == split] for split in schema.SPLITS
     }
@@ -244,6 +248,6 @@ def _results(info: schema.DatasetInfo, *, made: int, seconds: float) -> dict[str
         "rejected": sum(info.rejected.values()),
         "made": made,
         "seconds": round(seconds, 3),
-        "images_per_s": round(made / seconds, 1) if seconds else None,
+        "images_per_s": round(made / seconds, 1) if made else None,
         "fingerprint": info.fingerprint,
     }

@@ -15,7 +15,7 @@ from PIL import Image
 from hmr.errors import ConfigError, DataError
 from rayhmr.config import FilesConfig, PrepareJob, SyntheticConfig
 from rayhmr.data import prepare as prepare_module
-from rayhmr.data.parts import Part, parts_of, repeated_ids, short_id
+from rayhmr.data.parts import Part, WritePart, parts_of, repeated_ids, short_id
 from rayhmr.data.prepare import prepare
 from rayhmr.data.schema import read_info
 from rayhmr.data.sources.kinds import source_of
@@ -186,6 +186,38 @@ def test_a_person_that_stands_in_several_files_enters_once(local_cluster, pictur
     prepare(folder_job(pictures, "other", rows_per_file=100, max_rejected_fraction=0.15))
     ids = {row["sample_id"] for row in rows}
     assert {row["sample_id"] for row in rows_of(pictures / "other", "train")} == ids
+
+
+@pytest.mark.ray
+def test_workers_write_the_bytes_that_one_process_writes_in_another_order(local_cluster, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        pixels = rng.integers(0, 255, (60, 80, 3), np.uint8)
+        path = tmp_path / f"images/{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    np.savez(
+        tmp_path / "labels.npz", imgname=np.array([f"{'abc'[n % 3]}.png" for n in range(30)]),
+        center=rng.uniform(20, 60, (30, 2)), scale=rng.uniform(0.1, 0.3, 30),
+        pose=rng.normal(0, 0.3, (30, 72)), shape=rng.normal(size=(30, 10)),
+    )  # fmt: skip
+    files = FilesConfig(
+        labels=str(tmp_path / "labels.npz"), images=str(tmp_path / "images"), crop_size=32
+    )
+    job = PrepareJob(source="spin", output=str(tmp_path / "out"), rows_per_file=7, files=files)
+    results = prepare(job)
+    assert (results["rows"]["train"], results["rejected"]) == (30, 0)
+    source, alone = source_of(job), Folder(str(tmp_path / "alone"))
+    writer = WritePart(source, alone.location, job.jpeg_quality)
+    parts = parts_of(source.units(7))
+    notes = [writer.write(part, alone) for part in reversed(parts)]
+    for part in parts:
+        assert (tmp_path / "out" / part.file).read_bytes() == alone.read(part.file)
+    facts = prepare_module._finish(job, alone, {}, notes)
+    assert facts["fingerprint"] == results["fingerprint"]
+    stored = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert facts["statistics"] == stored["statistics"]
+    assert stored["statistics"]["labelled"] == 30
 
 
 @pytest.mark.ray

@@ -6,27 +6,36 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from hmr.body import Body
 from hmr.crops import decode_image
+from hmr.pose_prior import rodrigues
+from hmr.protocol_errors import Yardstick
+from hmr.protocols import PROTOCOLS
+from hmr.structures import Parameters, Prediction
 from rayhmr.config import PrepareJob
 from rayhmr.data.parts import WritePart, parts_of
 from rayhmr.data.prepare import _check_rejected, _finish, _settings
+from rayhmr.data.schema import read_info
 from rayhmr.data.sources.kinds import source_of
+from rayhmr.evaluate import measure
 from rayhmr.storage import Folder
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """rows: of the shards, in order. rejected: [id, reason, detail] of each."""
+    """rows: of the shards at `location`, in order. rejected: [id, reason, detail] of each."""
 
+    location: str
     rows: list[dict[str, Any]]
     rejected: list[list[str]]
     facts: dict[str, Any]
@@ -78,7 +87,7 @@ def prepared(tmp_path: Path) -> Callable[..., Prepared]:
         table = list(csv.reader(io.StringIO(folder.read("rejected/rejected.csv").decode())))
         assert len(rows) + len(table) - 1 == sum(p.stop - p.start for p in parts), "each row once"
         assert json.loads(folder.read("dataset.json"))["fingerprint"] == facts["fingerprint"]
-        return Prepared(rows, table[1:], facts)
+        return Prepared(job.output, rows, table[1:], facts)
 
     return prepare
 
@@ -118,3 +127,39 @@ def brightness_at() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         return np.array(found)
 
     return measure
+
+
+class Knows:
+    """A predictor that has the SMPL labels of rows, in order; `change` alters rotations."""
+
+    def __init__(
+        self, rows: list[dict[str, Any]], change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        self.body, self.image_size, self.device = Body.embedded(), 32, torch.device("cpu")
+        self._rows, self._change = iter(rows), change
+
+    def predict_crops(self, images: torch.Tensor) -> Prediction:
+        rows = [next(self._rows) for _ in images]
+        pose = np.array([row["pose"] for row in rows], np.float32).reshape(-1, 24, 3)
+        rotmats = torch.from_numpy(rodrigues(pose))
+        betas = torch.tensor([row["betas"] for row in rows])
+        start = Parameters(rotmats=rotmats, betas=betas, pred_cam=torch.zeros(len(rows), 3))
+        return Prediction(iterations=(start, replace(start, rotmats=self._change(rotmats))))
+
+
+@pytest.fixture(scope="session")
+def mpjpe() -> Callable[..., np.ndarray]:
+    """(N,) mm of prepared people when the answers are their labels, changed or not."""
+
+    def measured(
+        prepared: Prepared, protocol: str,
+        change: Callable[[torch.Tensor], torch.Tensor] = lambda rotmats: rotmats,
+    ) -> np.ndarray:  # fmt: skip
+        knows: Any = Knows(prepared.rows, change)
+        errors = measure(
+            knows, read_info(prepared.location), "test", batch_size=4,
+            yardstick=Yardstick(body=knows.body, protocol=PROTOCOLS[protocol]),
+        )  # fmt: skip
+        return errors.by_iteration["mpjpe_mm"][-1].numpy()
+
+    return measured

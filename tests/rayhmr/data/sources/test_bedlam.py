@@ -93,6 +93,26 @@ def test_3d_joints_land_on_2d_joints_and_on_the_picture(
     assert [row["subject"] for row in found.rows] == ["rp_anna", "rp_ben", "rp_anna"]
 
 
+def test_true_labels_have_no_error_and_a_turn_has_that_of_its_chords(data_set, prepared, mpjpe):
+    found = prepared("bedlam", files=data_set() | {"split": "test"})
+    assert mpjpe(found, "synthetic").max() < 0.01
+    assert mpjpe(found, "mpi_inf_3dhp").max() < 0.01
+    angle = 0.3
+    turn = torch.from_numpy(rodrigues(np.array([[0, 0, angle]], np.float32)))[0]
+
+    def turned(rotmats):
+        changed = rotmats.clone()
+        changed[:, 0] = turn @ rotmats[:, 0]
+        return changed
+
+    pose, shape = (torch.tensor(labels()[key]).float() for key in ("pose_cam", "shape"))
+    rotmats = torch.from_numpy(rodrigues(pose.numpy().reshape(-1, 24, 3)))
+    joints = Body.embedded()(rotmats, shape[:, :10]).joints
+    arms = (joints - joints[:, :1])[..., :2].norm(dim=-1)
+    chords = 1000 * 2 * np.sin(angle / 2) * arms.mean(dim=1)
+    np.testing.assert_allclose(mpjpe(found, "synthetic", turned), chords, atol=0.01)
+
+
 def test_a_folder_of_scenes_finds_the_pictures_of_each(data_set, prepared, tmp_path):
     data_set("scene_b")
     data_set("closeup_a", np.rot90)

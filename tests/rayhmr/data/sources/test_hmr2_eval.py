@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from hmr.body import Body
 from hmr.errors import DataError
+from hmr.pose_prior import rodrigues
 from rayhmr.data.sources.hmr2_eval import Hmr2EvalSource
 
 SIZE = (240, 200)
@@ -68,6 +71,18 @@ def test_every_field_arrives(data_set, prepared, crop_of, in_frame, brightness_a
             np.testing.assert_allclose(row["betas"], wanted["betas"][n], rtol=1e-6)
     dots = np.reshape(found.rows[0]["keypoints_2d"], (49, 3))[:2, :2]
     assert (brightness_at(crop_of(found.rows[0]), dots) > 200).all()
+
+
+def test_true_labels_have_no_error_and_a_known_offset_is_found(data_set, prepared, mpjpe):
+    rotmats = torch.from_numpy(rodrigues(labels()["body_pose"].reshape(-1, 24, 3)))
+    betas = torch.tensor(labels()["betas"]).float()
+    joints = Body.embedded().landmarks(rotmats.float(), betas)[:, 25:44].numpy()
+    extra = np.concatenate([joints, np.ones((COUNT, 19, 1))], axis=2)
+    extra[:, np.arange(19) != 14, :3] += [0.03, 0, 0.04]  # all but gt_pelvis
+    columns = {"extra_keypoints_3d": extra, "has_body_pose": np.ones(COUNT)}
+    found = prepared("hmr2_eval", files=data_set(**columns) | {"split": "test"})
+    assert mpjpe(found, "synthetic").max() < 0.01
+    np.testing.assert_allclose(mpjpe(found, "mpi_inf_3dhp"), 50 * 16 / 17, atol=0.01)
 
 
 def test_boxes_grow_to_hmr2s_aspect(data_set, prepared):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from hmr.body import Body
 from hmr.errors import DataError
+from hmr.pose_prior import rodrigues
+from hmr.skeleton import JOINT49_NAMES
 from rayhmr.data.sources.spin import SpinSource
 
 SIZE = (240, 200)
@@ -127,6 +131,20 @@ def test_a_row_without_any_label_lacks_one(data_set, prepared):
     part[2, 5:, 2] = 0
     found = prepared("spin", files=data_set(part=part, pose=None, S=None, openpose=None))
     assert (len(found.rows), found.reasons) == (COUNT - 1, ["label_missing"])
+
+
+def test_true_labels_have_no_error_and_a_known_offset_is_found(data_set, prepared, mpjpe):
+    pose, shape = labels()["pose"], labels()["shape"]
+    rotmats = torch.from_numpy(rodrigues(pose.reshape(-1, 24, 3)))
+    joints = Body.embedded().landmarks(rotmats.float(), torch.tensor(shape).float())[:, 25:]
+    measured = np.concatenate([joints.numpy(), np.ones((COUNT, 24, 1))], axis=2)
+    found = prepared("spin", files=data_set(S=measured) | {"split": "test"})
+    assert mpjpe(found, "synthetic").max() < 0.01
+    assert mpjpe(found, "mpi_inf_3dhp").max() < 0.01
+    pelvis = JOINT49_NAMES[25:].index("gt_pelvis")
+    measured[:, np.arange(24) != pelvis, :3] += [0.03, 0, 0.04]
+    found = prepared("spin", files=data_set(S=measured) | {"split": "test"})
+    np.testing.assert_allclose(mpjpe(found, "mpi_inf_3dhp"), 50 * 16 / 17, atol=0.01)
 
 
 def test_a_file_of_another_kind_is_refused(data_set):
