@@ -76,6 +76,8 @@ class LossConfig(Section):
     """Weight of the squared error of the shape coefficients."""
     vertices: float = Field(0.0, ge=0)
     """Weight of the L1 error of the vertices in metres; above 0 every vertex is computed."""
+    vertices_l2: float = Field(0.0, ge=0)
+    """Weight of the squared error of the vertices' coordinates, in square metres."""
     camera: float = Field(1.0, ge=0)
     """Weight of exp(-10 s)^2, which keeps the camera's scale s positive."""
     keypoint_error: Literal["l1", "l2"] = "l2"

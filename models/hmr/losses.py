@@ -76,11 +76,19 @@ def _all_landmarks(steps: list[Parameters], body: Body) -> list[Tensor]:
     return list(body.landmarks(rotmats, betas).chunk(len(steps)))
 
 
-def _vertex_term(vertices: Tensor, batch: Batch, body: Body) -> Tensor:
+def _vertex_terms(
+    vertices: Tensor, batch: Batch, body: Body, config: LossConfig
+) -> dict[str, Tensor]:
+    """Those of the two terms that have a weight."""
     with torch.no_grad():
         target = body(batch.rotmats, batch.betas).vertices
-    error = (vertices - target).abs().flatten(1)
-    return _labelled_mean(error, batch.has_smpl.float()[:, None])
+    difference, labelled = (vertices - target).flatten(1), batch.has_smpl.float()[:, None]
+    terms = {}
+    if config.vertices > 0:
+        terms["vertices"] = _labelled_mean(difference.abs(), labelled)
+    if config.vertices_l2 > 0:
+        terms["vertices_l2"] = _labelled_mean(difference.square(), labelled)
+    return terms
 
 
 def hmr_losses(
@@ -90,14 +98,16 @@ def hmr_losses(
 
     prediction: of a batch of B people. batch: labels on the same device. Vertices are computed only
     when their weight is above zero; otherwise the body's landmark path is used, once for all steps.
-    Terms: `keypoints_2d`, `keypoints_3d`, `pose`, `betas`, `camera`, and `vertices` if computed.
+    Terms: `keypoints_2d`, `keypoints_3d`, `pose`, `betas`, `camera`; `vertices` and `vertices_l2`
+    where they have a weight.
     """
     crop_size = batch.images.shape[-1]
     final = prediction.final.float()
     earlier: list[Parameters] = []
     if config.iteration_weights == "all":
         earlier = [step.float() for step in prediction.iterations[1:-1]]
-    if config.vertices > 0:
+    all_vertices = config.vertices > 0 or config.vertices_l2 > 0
+    if all_vertices:
         output = body(final.rotmats, final.betas)
         landmarks = _all_landmarks(earlier, body) if earlier else []
         landmarks.append(body.landmarks_from(output))
@@ -105,8 +115,8 @@ def hmr_losses(
         landmarks = _all_landmarks([*earlier, final], body)
 
     terms = _step_terms(final, landmarks[-1], batch, crop_size, config.keypoint_error)
-    if config.vertices > 0:
-        terms["vertices"] = _vertex_term(output.vertices, batch, body)
+    if all_vertices:
+        terms |= _vertex_terms(output.vertices, batch, body, config)
     total = _weighted_sum(terms, config)
     for step, joints in zip(earlier, landmarks, strict=False):
         step_terms = _step_terms(step, joints, batch, crop_size, config.keypoint_error)

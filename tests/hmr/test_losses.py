@@ -136,11 +136,16 @@ def test_earlier_steps_count_a_quarter_when_all_are_supervised(body):
 def test_the_vertex_term_is_the_mean_distance_per_coordinate(body):
     true, pred = parameters(2, 0), parameters(2, 1)
     batch = batch_of(true, body)
-    terms = losses(prediction(pred), batch, body, vertices=1.0)
+    terms = losses(prediction(pred), batch, body, vertices=1.0, vertices_l2=2.0)
     expected = (
         body(pred.rotmats, pred.betas).vertices - body(true.rotmats, true.betas).vertices
     ).abs()
     assert terms["vertices"] == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert terms["vertices_l2"] == pytest.approx(float(expected.square().mean()), rel=1e-5)
+    alone = losses(prediction(pred), batch, body, vertices_l2=2.0)
+    assert "vertices" not in alone
+    gap = float(terms["loss"] - alone["loss"])
+    assert gap == pytest.approx(60 * float(terms["vertices"]), rel=1e-4)
     without = losses(prediction(pred), batch, body)
     for name in TERMS:
         assert terms[name] == pytest.approx(float(without[name]), rel=1e-4), name
