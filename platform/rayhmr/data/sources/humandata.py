@@ -7,7 +7,8 @@
     smpl                     {body_pose (N, 23, 3), global_orient (N, 3), betas (N, 10),
                              transl (N, 3)}, valid where has_smpl (N) is not 0
     meta                     {gender, focal_length, principal_point, height, width}, N of each
-    misc                     {focal_length, principal_point} where all rows have the same
+    misc                     {focal_length, principal_point} where all rows have the same;
+                             {kps3d_root_aligned}: 3D joints are not where the camera sees them
 
 Everything is in the camera's frame (OpenCV's axes), metres and pixels. Boxes were enlarged when the
 file was made and are not enlarged again. smplx parameters belong to another body and are not read.
@@ -102,6 +103,7 @@ class _Table:
             for key, size in SMPL_SIZES.items()
             if smpl and (key in smpl or key != "transl")
         }
+        self._root_aligned = bool(misc.get("kps3d_root_aligned", False))
         self._intrinsics = self._cameras(meta, misc)
         self._genders = self._spelled(meta)
 
@@ -116,11 +118,15 @@ class _Table:
             )  # fmt: skip
         x, y, width, height = self._boxes[number, :4].astype(np.float64)
         pose, betas, transl = self._parameters(number)
+        keypoints_3d = self._keypoints_3d[number]
+        if transl is not None and not self._root_aligned:
+            # As with every other source: the translation leads from the joints to the camera.
+            keypoints_3d[:, :3] -= transl * (keypoints_3d[:, 3:] > 0)
         return RawPerson(
             sample_id=sample_id, image=str(self._images[number]),
             center=np.array([x + width / 2, y + height / 2]),
             scale=float(max(width, height)) / PIXELS_PER_SCALE,
-            keypoints_2d=self._keypoints_2d[number], keypoints_3d=self._keypoints_3d[number],
+            keypoints_2d=self._keypoints_2d[number], keypoints_3d=keypoints_3d,
             intrinsics=None if self._intrinsics is None else self._intrinsics[number],
             pose=pose, betas=betas, transl=transl, gender=GENDERS[gender], split=self._unit.split,
         )  # fmt: skip

@@ -140,9 +140,11 @@ def test_joints_are_found_by_name_and_project_onto_each_other(
     people = people_of(write(content))
     assert len(people) == N
     for number, row in enumerate(people):
-        assert np.allclose(row.keypoints_3d[:, :3], points[number], atol=1e-6)
+        assert row.transl is not None
+        placed = row.keypoints_3d[:, :3] + row.transl
+        assert np.allclose(placed, points[number], atol=1e-6)
         assert row.intrinsics is not None
-        projected = row.intrinsics[:2] * row.keypoints_3d[:, :2] / row.keypoints_3d[:, 2:3]
+        projected = row.intrinsics[:2] * placed[:, :2] / placed[:, 2:]
         assert np.abs(projected + row.intrinsics[2:] - row.keypoints_2d[:, :2]).max() < 0.01
         assert np.abs(pixels_of(points[number]) - row.keypoints_2d[:, :2]).max() < 0.01
         assert (row.keypoints_2d[:25, 2] == (0.5 if openpose else 1)).all()
@@ -156,8 +158,20 @@ def test_pose_shape_and_translation_give_the_joints_of_the_row(write: Callable[.
         assert row.betas is not None
         rotmats = axis_angle_to_matrix(torch.tensor(row.pose).view(1, 24, 3))
         joints = Body.embedded().landmarks(rotmats, torch.tensor(row.betas)[None])[0].numpy()
-        assert np.allclose(joints + row.transl, row.keypoints_3d[:, :3], atol=1e-5)
+        assert np.allclose(joints, row.keypoints_3d[:, :3], atol=1e-5)
         assert np.array_equal(row.pose[:3], content["smpl"]["global_orient"][number])
+
+
+def test_joints_without_a_place_before_the_camera_stay_as_they_are(
+    write: Callable[..., Path],
+) -> None:
+    content = content_of()
+    original = content["keypoints3d_original"][:, NAMES.index("left_knee")]
+    aligned = people_of(write(content, misc={"kps3d_root_aligned": True}))
+    del content["smpl"]["transl"]
+    for rows in (aligned, people_of(write(content)), people_of(write(content, smpl=None))):
+        knees = [row.keypoints_3d[joint49_index("gt_left_knee")] for row in rows]
+        assert np.array_equal(knees, original)
 
 
 def test_compressed_files_hold_the_same_people(write: Callable[..., Path]) -> None:
@@ -232,9 +246,7 @@ def test_files_without_joints_get_those_of_the_body(write: Callable[..., Path]) 
             assert not row.keypoints_3d.any()
             assert not row.keypoints_2d.any()
             continue
-        assert row.transl is not None
-        placed = row.keypoints_3d[:, :3] + row.transl
-        assert np.allclose(placed, labelled.keypoints_3d[:, :3], atol=1e-4)
+        assert np.allclose(row.keypoints_3d[:, :3], labelled.keypoints_3d[:, :3], atol=1e-4)
         assert np.abs(row.keypoints_2d[:, :2] - labelled.keypoints_2d[:, :2]).max() < 0.1
 
 
