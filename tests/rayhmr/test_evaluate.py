@@ -33,7 +33,7 @@ def shards(tmp_path_factory):
     job = PrepareJob(output=str(folder), rows_per_file=16, synthetic=people)
     source = SyntheticSource(people, "embedded")
     writer = WritePart(source, str(folder), job.jpeg_quality)
-    notes = [writer.write(p, Folder(str(folder))) for p in parts_of(source.units(16))]
+    notes = [writer.write(p, Folder(str(folder))) for p in parts_of(source.units(16), 16)]
     _finish(job, Folder(str(folder)), _settings(job), notes)
     return str(folder)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from hmr.body_arrays import BodyArrays
 from hmr.errors import DataError, HmrError
@@ -41,14 +43,13 @@ class PeopleSource(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Rows start..stop-1 of a label file (or of a split that is generated); they become a file."""
+    """Units of one split that become one file. shuffled: its rows are written in another order."""
 
     split: str
     number: int
     of: int
-    start: int
-    stop: int
-    labels: str = ""
+    units: tuple[Unit, ...]
+    shuffled: bool = False
 
     @property
     def file(self) -> str:
@@ -61,22 +62,47 @@ class Part:
         return f"{NOTES}/{self.split}-{self.number:05d}.json"
 
     @property
-    def unit(self) -> Unit:
-        """What its source reads for it."""
-        return Unit(split=self.split, file=self.labels, start=self.start, stop=self.stop)
+    def rows(self) -> int:
+        """Rows that its source reads for it."""
+        return sum(unit.stop - unit.start for unit in self.units)
+
+    def to_json(self) -> str:
+        """The part as text, which travels to a task."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Part:
+        """What `to_json` gave."""
+        values = json.loads(text)
+        return cls(**values | {"units": tuple(Unit(**unit) for unit in values["units"])})
 
 
-def parts_of(units: Sequence[Unit]) -> list[Part]:
-    """A part for each unit, numbered within its split."""
-    of = Counter(unit.split for unit in units)
-    numbers: Counter[str] = Counter()
+def parts_of(units: Sequence[Unit], rows_per_file: int, *, mixed: bool = False) -> list[Part]:
+    """Parts of at most rows_per_file rows that cover the units once, in their order.
+
+    mixed: the training split goes into its files in a random order, always the same one, and so do
+    the rows of each file. Training draws its batches from a window of neighbours, and neighbours in
+    a label file are frames of one video.
+    """
     parts = []
-    for unit in units:
-        number = numbers[unit.split]
-        numbers[unit.split] += 1
-        parts.append(
-            Part(unit.split, number, of[unit.split], unit.start, unit.stop, labels=unit.file)
-        )
+    for split in schema.SPLITS:
+        of_split = [unit for unit in units if unit.split == split]
+        shuffled = mixed and split == "train"
+        if shuffled:
+            of_split = [of_split[i] for i in np.random.default_rng(0).permutation(len(of_split))]
+        groups: list[list[Unit]] = []
+        room = 0
+        for unit in of_split:
+            rows = unit.stop - unit.start
+            if rows > room or not groups:
+                groups.append([])
+                room = rows_per_file
+            groups[-1].append(unit)
+            room -= rows
+        parts += [
+            Part(split, number, len(groups), tuple(group), shuffled)
+            for number, group in enumerate(groups)
+        ]
     return parts
 
 
@@ -129,15 +155,15 @@ class WritePart:
         self.repeated = repeated or {}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Rows of Part's fields; gives back the notes as JSON, after writing them.
+        """`part`: the JSON of parts; gives back the notes as JSON, after writing them.
 
         An error that concerns the whole part comes back as a note with `error`, because Ray would
         wrap it and print its own log before the message.
         """
         folder = Folder(self.output)
         notes = []
-        for values in zip(*batch.values(), strict=True):
-            part = Part(*(v.item() if hasattr(v, "item") else v for v in values))
+        for text in batch["part"]:
+            part = Part.from_json(text)
             try:
                 note = self.write(part, folder)
                 folder.write_json(part.note, note)
@@ -157,7 +183,7 @@ class WritePart:
         seen = set(self.repeated.get(part.file, ()))
         ids = []
         sums = _Sums(self.source.body_arrays()) if part.split == "train" else None
-        for outcome in self.source.read(part.unit):
+        for outcome in itertools.chain.from_iterable(map(self.source.read, part.units)):
             if isinstance(outcome, RejectedRow):
                 rejected.append([outcome.sample_id, outcome.reason, outcome.detail])
                 continue
@@ -170,6 +196,9 @@ class WritePart:
             rows.append(outcome.row(self.jpeg_quality))
             if sums is not None:
                 sums.add(outcome)
+        if part.shuffled:
+            order = np.random.default_rng(part.number).permutation(len(rows))
+            rows = [rows[place] for place in order]
         content = schema.encode_shard(rows)
         folder.write(part.file, content)
         return {

@@ -1,6 +1,6 @@
 """A source of labelled people to a folder of shards, by Ray Data.
 
-    parts (split, rows from, rows to) ──write_part (tasks)──▶ shard files + what is in them
+    parts (a split's pieces of label files) ──write_part (tasks)──▶ shard files + what is in them
 
 A task writes one file and a note about it, both whole or not at all. Running the job again makes
 only the files that are missing; dataset.json, without which nobody reads the folder, comes last.
@@ -44,6 +44,8 @@ from rayhmr.telemetry import say
 
 SETTINGS = f"{NOTES}/settings.json"
 SHOWN_EVERY_S = 3.0
+UNITS_PER_FILE = 16
+"""Places of the label files from which a file of the training split has its rows."""
 
 
 def _settings(job: PrepareJob) -> dict[str, Any]:
@@ -91,7 +93,8 @@ def _write_all(
     import ray.data
 
     quiet()
-    rows = ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts))
+    items = [{"part": part.to_json()} for part in parts]
+    rows = ray.data.from_items(items, override_num_blocks=len(parts))
     rows.context.enable_progress_bars = False
     writer = WritePart(source, folder.location, jpeg_quality, repeated)
     notes = rows.map_batches(writer.__call__, batch_size=1)
@@ -170,15 +173,17 @@ def prepare(job: PrepareJob) -> dict[str, Any]:
     """
     folder = Folder(job.output)
     source = source_of(job)
-    units = source.units(job.rows_per_file)
     settings = _settings(job)
-    if job.source != "synthetic":
+    if job.source == "synthetic":
+        parts = parts_of(source.units(job.rows_per_file), job.rows_per_file)
+    else:
+        units = source.units(max(1, job.rows_per_file // UNITS_PER_FILE))
+        parts = parts_of(units, job.rows_per_file, mixed=True)
         settings["labels_hash"] = _labels_hash(units)
     if _claim(folder, settings):
         info = schema.read_info(job.output)
         say(f"{folder.location} holds this data set already")
         return _results(info, made=0, seconds=0.0)
-    parts = parts_of(units)
     done = {part.file: note for part in parts if (note := finished_note(folder, part))}
     todo, repeated = _to_write(parts, done)
     say(f"{len(done)} of {len(parts)} files are there; {_rows(todo)} people to make")
@@ -213,7 +218,7 @@ def _to_write(
 
 
 def _rows(parts: list[Part]) -> int:
-    return sum(part.stop - part.start for part in parts)
+    return sum(part.rows for part in parts)
 
 
 def _read(note: dict[str, Any]) -> int:

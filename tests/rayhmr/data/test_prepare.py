@@ -131,12 +131,31 @@ def test_a_folder_with_something_else_is_refused(finished, tmp_path):
 
 @pytest.mark.parametrize(("count", "rows_per_file"), [(1, 10), (10, 10), (11, 10), (29, 7)])
 def test_parts_cover_every_row_once_and_are_even(count, rows_per_file):
-    parts = parts_of(cut("train", "", count, rows_per_file))
-    assert [row for p in parts for row in range(p.start, p.stop)] == list(range(count))
-    sizes = [part.stop - part.start for part in parts]
+    units = cut("train", "", count, rows_per_file)
+    parts = parts_of(units, rows_per_file)
+    assert [p.units for p in parts] == [(unit,) for unit in units]
+    assert [row for u in units for row in range(u.start, u.stop)] == list(range(count))
+    sizes = [part.rows for part in parts]
     assert max(sizes) <= rows_per_file
     assert max(sizes) - min(sizes) <= 1
-    assert parts[0] == Part("train", 0, len(parts), 0, sizes[0])
+    assert parts[0] == Part("train", 0, len(parts), (units[0],))
+    assert [Part.from_json(part.to_json()) for part in parts] == parts
+
+
+def test_files_of_the_training_split_hold_rows_of_everywhere():
+    units = [u for split in ("train", "val") for u in cut(split, f"{split}.npz", 1000, 10)]
+    parts = parts_of(units, 100, mixed=True)
+    by_split = {split: [p for p in parts if p.split == split] for split in ("train", "val")}
+    for split, inside in by_split.items():
+        assert [(p.number, p.of, p.rows, p.shuffled) for p in inside] == [
+            (n, 10, 100, split == "train") for n in range(10)
+        ]
+        starts = [u.start for p in inside for u in p.units]
+        assert sorted(starts) == list(range(0, 1000, 10)), "every unit once"
+        assert (starts == sorted(starts)) == (split == "val"), "others stay in order"
+    for part in by_split["train"]:
+        assert np.ptp([unit.start for unit in part.units]) > 500
+    assert parts_of(units, 100, mixed=True) == parts
 
 
 # Files
@@ -149,7 +168,10 @@ def picture(path, colour):
 
 def folder_job(tmp_path, output="out", **changes):
     files = FilesConfig(
-        images=str(tmp_path / "images"), labels=str(tmp_path / "boxes.csv"), crop_size=32
+        images=str(tmp_path / "images"),
+        labels=str(tmp_path / "boxes.csv"),
+        crop_size=32,
+        split="test",
     )
     job = PrepareJob(source="folder", output=str(tmp_path / output), rows_per_file=4, files=files)
     return job.model_copy(update=changes)
@@ -171,11 +193,11 @@ def pictures(tmp_path):
 @pytest.mark.ray
 def test_a_person_that_stands_in_several_files_enters_once(local_cluster, pictures):
     results = prepare(folder_job(pictures, max_rejected_fraction=0.15))
-    assert (results["rows"], results["rejected"]) == ({"train": 17, "val": 0, "test": 0}, 3)
-    rows = rows_of(pictures / "out", "train")
+    assert (results["rows"], results["rejected"]) == ({"train": 0, "val": 0, "test": 17}, 3)
+    rows = rows_of(pictures / "out", "test")
     assert len({row["sample_id"] for row in rows}) == 17
     # The file of the first of the three keeps it.
-    first = pq.read_table(pictures / "out/train-00000-of-00005.parquet").to_pylist()
+    first = pq.read_table(pictures / "out/test-00000-of-00005.parquet").to_pylist()
     assert "folder/a.png/12.00_19.00_36.00" in {row["sample_id"] for row in first}
     stored = json.loads((pictures / "out/dataset.json").read_text())
     assert stored["rejected"] == {"duplicate_id": 2, "unreadable": 1}
@@ -185,7 +207,7 @@ def test_a_person_that_stands_in_several_files_enters_once(local_cluster, pictur
     # Another cut has other files and the same people.
     prepare(folder_job(pictures, "other", rows_per_file=100, max_rejected_fraction=0.15))
     ids = {row["sample_id"] for row in rows}
-    assert {row["sample_id"] for row in rows_of(pictures / "other", "train")} == ids
+    assert {row["sample_id"] for row in rows_of(pictures / "other", "test")} == ids
 
 
 @pytest.mark.ray
@@ -209,7 +231,7 @@ def test_workers_write_the_bytes_that_one_process_writes_in_another_order(local_
     assert (results["rows"]["train"], results["rejected"]) == (30, 0)
     source, alone = source_of(job), Folder(str(tmp_path / "alone"))
     writer = WritePart(source, alone.location, job.jpeg_quality)
-    parts = parts_of(source.units(7))
+    parts = parts_of(source.units(1), 7, mixed=True)
     notes = [writer.write(part, alone) for part in reversed(parts)]
     for part in parts:
         assert (tmp_path / "out" / part.file).read_bytes() == alone.read(part.file)
@@ -233,7 +255,7 @@ def test_too_many_rejected_rows_fail_the_job_with_a_table(local_cluster, picture
     assert len((pictures / "out/rejected/rejected.csv").read_text().splitlines()) == 1 + 3
     # Nothing is made again to go on without these rows.
     results = prepare(folder_job(pictures, max_rejected_fraction=0.2))
-    assert (results["made"], results["rows"]["train"]) == (0, 17)
+    assert (results["made"], results["rows"]["test"]) == (0, 17)
 
 
 @pytest.mark.ray
@@ -245,7 +267,9 @@ def test_a_table_that_breaks_off_is_an_error_with_its_name(local_cluster, pictur
     table.write_bytes(table.read_bytes()[:150] + b"\xff\xff\n")
     with pytest.raises(DataError, match=r"boxes\.csv: is no readable CSV"):
         list(
-            prepare_module._write_all(source, parts_of(units), Folder(str(pictures / "x")), 92, {})
+            prepare_module._write_all(
+                source, parts_of(units, 4), Folder(str(pictures / "x")), 92, {}
+            )
         )
 
 

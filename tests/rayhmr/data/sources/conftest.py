@@ -68,15 +68,17 @@ def draw() -> Callable[..., None]:
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Callable[..., Prepared]:
-    """What `jobs/prepare.py` makes of settings (as on its command line), without its cluster."""
+    """What `jobs/prepare.py` makes of settings (as on its command line), without its cluster; a
+    test split, whose rows stay in the order of the labels."""
 
-    def prepare(source: str, **settings: Any) -> Prepared:
-        tree = {"source": source, "output": str(tmp_path / "shards"), **settings}
+    def prepare(source: str, files: dict[str, Any], **settings: Any) -> Prepared:
+        files = {"split": "test"} | files
+        tree = {"source": source, "output": str(tmp_path / "shards"), "files": files, **settings}
         job = PrepareJob.model_validate({"max_rejected_fraction": 1.0} | tree)
         folder = Folder(job.output)
         reader = source_of(job)
         writer = WritePart(reader, job.output, job.jpeg_quality)
-        parts = parts_of(reader.units(job.rows_per_file))
+        parts = parts_of(reader.units(job.rows_per_file), job.rows_per_file, mixed=True)
         notes = [writer.write(part, folder) for part in parts]
         _check_rejected(job, folder, notes)
         facts = _finish(job, folder, _settings(job), notes)
@@ -85,7 +87,7 @@ def prepared(tmp_path: Path) -> Callable[..., Prepared]:
             for row in pq.read_table(Path(job.output, part.file)).to_pylist()
         ]  # fmt: skip
         table = list(csv.reader(io.StringIO(folder.read("rejected/rejected.csv").decode())))
-        assert len(rows) + len(table) - 1 == sum(p.stop - p.start for p in parts), "each row once"
+        assert len(rows) + len(table) - 1 == sum(p.rows for p in parts), "each row once"
         assert json.loads(folder.read("dataset.json"))["fingerprint"] == facts["fingerprint"]
         return Prepared(job.output, rows, table[1:], facts)
 

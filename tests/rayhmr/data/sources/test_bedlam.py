@@ -94,7 +94,7 @@ def test_3d_joints_land_on_2d_joints_and_on_the_picture(
 
 
 def test_true_labels_have_no_error_and_a_turn_has_that_of_its_chords(data_set, prepared, mpjpe):
-    found = prepared("bedlam", files=data_set() | {"split": "test"})
+    found = prepared("bedlam", files=data_set())
     assert mpjpe(found, "synthetic").max() < 0.01
     assert mpjpe(found, "mpi_inf_3dhp").max() < 0.01
     angle = 0.3

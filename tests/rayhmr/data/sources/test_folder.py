@@ -33,7 +33,7 @@ def boxes(tmp_path, *lines, header="image,x1,y1,x2,y2"):
 
 
 def test_every_picture_is_one_person_without_labels(images, prepared):
-    found = prepared("folder", files={"images": str(images), "crop_size": 160, "split": "test"})
+    found = prepared("folder", files={"images": str(images), "crop_size": 160})
     assert [row["sample_id"] for row in found.rows] == [
         "folder/a.PNG/0", "folder/b.png/0", "folder/deep/er/a.png/0",
     ]  # fmt: skip
