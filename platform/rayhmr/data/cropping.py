@@ -1,9 +1,10 @@
 """A person of a data set on disk, and its picture, to the labelled crop that enters a shard.
 
 Whatever is wrong with one person becomes a RejectedRow with a stable reason. Of the picture:
-path_outside_root, unreadable, too_many_bytes and the reasons of `hmr.crops.decode_image`. Of the
-frame and the box: frame_size_differs, box_empty, box_outside_frame. Of the labels:
-label_nonfinite, label_missing. Colour modes and EXIF orientation are repaired.
+path_outside_root, unreadable, too_many_bytes, exif_conflict, and those of
+`hmr.crops.decode_image`. Of the frame and the box: frame_size_differs, box_empty,
+box_outside_frame. Of the labels: label_nonfinite, label_missing. Colour modes and EXIF orientation
+are repaired.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hmr.crops import (
     crop_image,
     decode_image,
     invert_affine,
+    is_turned,
 )
 from hmr.errors import DataError, ImageError
 from rayhmr.data.person import MIN_VISIBLE_JOINTS, LabelledPerson
@@ -43,19 +45,28 @@ class Pictures:
 
     def __init__(self, root: str | None) -> None:
         self._folder = None if root is None else Folder(root)
-        self._key: tuple[str | bytes, int] | None = None
+        self._key: tuple[str | bytes, int, bool] | None = None
         self._last: np.ndarray | ImageError
 
-    def get(self, image: str | bytes, quarter_turns: int) -> np.ndarray:
+    def get(
+        self, image: str | bytes, quarter_turns: int = 0, *, exif_ignored: bool = False
+    ) -> np.ndarray:
         """The picture at a path below the root, or of encoded bytes; ImageError says why not."""
-        if self._key != (image, quarter_turns):
+        key = image, quarter_turns, exif_ignored
+        if self._key != key:
             try:
                 content = image if isinstance(image, bytes) else self._read(image)
+                if content and exif_ignored and is_turned(content):
+                    raise ImageError(
+                        "exif_conflict",
+                        "the picture's EXIF orientation turns it, and its labels were made on the "
+                        "picture as it is stored; save it upright and correct its labels",
+                    )
                 turned = np.rot90(decode_image(content), -quarter_turns)
                 self._last = np.ascontiguousarray(turned)
             except ImageError as error:
                 self._last = error
-            self._key = image, quarter_turns
+            self._key = key
         if isinstance(self._last, ImageError):
             raise self._last
         return self._last
@@ -210,7 +221,7 @@ class CroppedSource:
                 yield row
                 continue
             try:
-                frame = pictures.get(row.image, row.quarter_turns)
+                frame = pictures.get(row.image, row.quarter_turns, exif_ignored=row.exif_ignored)
             except ImageError as error:
                 yield RejectedRow(sample_id=row.sample_id, reason=error.reason, detail=str(error))
                 continue

@@ -225,6 +225,18 @@ def test_a_picture_that_a_camera_held_sideways_is_turned(tmp_path):
     assert found.image_size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_of_pictures_as_stored_do_not_go_with_a_turned_picture(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "a.png").write_bytes(png(gradient(), exif=exif))
+    outcome = read_one("a.png", tmp_path, exif_ignored=True)
+    if orientation == 1:
+        assert isinstance(outcome, LabelledPerson)
+    else:
+        rejected(outcome, "exif_conflict")
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_pictures_that_their_source_stores_turned(turns):
     stored = np.ascontiguousarray(np.rot90(gradient(), turns))  # counter-clockwise

@@ -11,7 +11,8 @@
 
 Whatever is missing counts as zeros. As when HMR2 reads them, 3D body joints 1 to 14 have confidence
 0, since the extra joints score the same places; and the crop is the square of the longer side of
-the box after it has grown to the aspect 192 : 256, so that a square box grows by a third.
+the box after it has grown to the aspect 192 : 256, so that a square box grows by a third. HMR2
+ignores EXIF orientation, and so do its labels.
 """
 
 from __future__ import annotations
@@ -79,4 +80,5 @@ class Hmr2EvalSource:
                 keypoints_2d=joints["2d"][row], keypoints_3d=joints["3d"][row],
                 pose=poses[row] if labelled[row] else None,
                 betas=betas[row] if labelled[row] else None, split=unit.split,
+                exif_ignored=True,
             )  # fmt: skip

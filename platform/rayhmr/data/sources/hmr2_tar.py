@@ -6,7 +6,8 @@
                                has_body_pose, has_betas}
 
 The 44 joints are the first of our 49. scale is width and height of the box / 200; as in
-`hmr2_eval`, the crop is the square of the longer side after the box has grown to 192 : 256.
+`hmr2_eval`, the crop is the square of the longer side after the box has grown to 192 : 256, and the
+labels ignore EXIF orientation.
 A row of a unit is a sample: how many people it shows is only known by unpickling it.
 """
 
@@ -111,6 +112,7 @@ class Hmr2TarSource:
             keypoints_2d=joints_2d, keypoints_3d=joints_3d,
             pose=values["body_pose"].reshape(72) if has_smpl else None,
             betas=values["betas"] if has_smpl else None, split=self.split,
+            exif_ignored=True,
         )  # fmt: skip
 
     @contextmanager

@@ -26,8 +26,9 @@ class RawPerson:
 
     unlabelled: the source has no labels at all, so none is missing. whole_frame: the box is the
     square around the picture, whatever its size; center and scale are not read. frame_size: width
-    and height of the frame in which the labels were made, where the source says so. subject: empty
-    when the source does not say who it is.
+    and height of the frame in which the labels were made, where the source says so. exif_ignored:
+    the labels were made on pictures as they are stored, whatever their EXIF orientation says.
+    subject: empty when the source does not say who it is.
     """
 
     sample_id: str
@@ -47,6 +48,7 @@ class RawPerson:
     unlabelled: bool = False
     whole_frame: bool = False
     frame_size: tuple[int, int] | None = None
+    exif_ignored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hmr.body import Body
 from hmr.errors import DataError
@@ -120,3 +121,12 @@ def test_a_size_of_three_numbers_is_refused(data_set):
     source = Hmr2EvalSource(labels=data_set(scale=np.ones((COUNT, 3)))["labels"], split="test")
     with pytest.raises(DataError, match="scale has 3 numbers a person, not 1 or 2"):
         list(source.people(source.units(9)[0]))
+
+
+def test_a_picture_that_exif_turns_does_not_fit_its_labels(data_set, prepared, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(tmp_path / "b.png") as picture:
+        picture.save(tmp_path / "b.png", exif=exif)
+    found = prepared("hmr2_eval", files=data_set())
+    assert (len(found.rows), found.reasons) == (COUNT - 1, ["exif_conflict"])
