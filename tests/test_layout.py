@@ -21,6 +21,11 @@ TORCH_FREE = (
     "render",
     "mesh_files",
     "synthetic",
+    "synthetic_look",
+    "raster",
+    "body_sheet",
+    "protocols",
+    "safe_pickle",
 )
 
 

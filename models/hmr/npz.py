@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Container
@@ -10,10 +11,11 @@ from collections.abc import Container
 import numpy as np
 
 # What numpy raises on files that are no .npz, break off, are damaged inside a member, encrypted
-# (RuntimeError), compressed in an unknown way (its subclass), or of an absurd size (MemoryError).
-_UNREADABLE = (
+# (RuntimeError), compressed in an unknown way (its subclass), of an absurd size (MemoryError,
+# OverflowError), or with a header that is no Python literal (TokenError).
+UNREADABLE = (
     OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
-    RuntimeError, MemoryError,
+    RuntimeError, MemoryError, OverflowError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -32,5 +34,5 @@ def read_npz(
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             return {key: archive[key] for key in archive.files if keys is None or key in keys}
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(str(error) or type(error).__name__) from error

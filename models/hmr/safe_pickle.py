@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Container
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +28,7 @@ from typing import IO, Any
 import numpy as np
 
 from hmr.errors import DataError
+from hmr.npz import UNREADABLE
 
 MAX_BYTES = 1 << 29
 """Twice what SMPL's arrays with 300 shape directions take as a pickle in text form."""
@@ -111,8 +111,7 @@ def read_object_npz(
             return found
     except DataError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
-            RuntimeError, MemoryError) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a readable .npz ({error})") from error
 
 

@@ -88,7 +88,9 @@ class FilesConfig(Section):
     images: str | None = None
     """Folder (or URI) below which the labels' picture names lie."""
     split: Literal["train", "val", "test"] = "train"
-    """Split to which the people go."""
+    """Split to which the people go; `threedpw` and `eth` bring splits of their own."""
+    bodies: dict[Literal["female", "male"], str] = Field(default_factory=dict)
+    """Body files of women and men, for labels of gendered bodies (`threedpw`, `humandata`)."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the data set in ids and in the column `source`; none: that of its format."""
     crop_size: int = Field(256, ge=32, le=1024)
@@ -101,7 +103,10 @@ class FilesConfig(Section):
 class PrepareJob(Section):
     """jobs/prepare.py: turn a source into person shards."""
 
-    source: Literal["synthetic", "folder", "coco", "spin", "hmr2_eval", "bedlam"] = "synthetic"
+    source: Literal[
+        "synthetic", "folder", "coco", "spin", "hmr2_eval", "hmr2_tar", "bedlam", "humandata",
+        "threedpw", "eth",
+    ] = "synthetic"  # fmt: skip
     """What to read: people made here, or data sets in the form of their publishers."""
     output: str = "shards"
     """Folder to write; it must not exist, or hold an unfinished or equal data set."""
@@ -125,8 +130,9 @@ class PrepareJob(Section):
     def _files_are_given(self) -> PrepareJob:
         if self.source == "synthetic":
             return self
-        needed = ("images",) if self.source == "folder" else ("labels", "images")
-        for name in needed:
+        # A folder may have no labels; tars hold their pictures.
+        needed = {"folder": ("images",), "hmr2_tar": ("labels",)}
+        for name in needed.get(self.source, ("labels", "images")):
             if getattr(self.files, name) is None:
                 raise ValueError(f"source={self.source} reads files: set files.{name}")
         return self

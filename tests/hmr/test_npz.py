@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,13 @@ def test_other_files_say_what_they_are(tmp_path: Path) -> None:
         read_npz(tmp_path / "nowhere.npz")
     with pytest.raises(ValueError, match="directory"):
         read_npz(tmp_path)
+
+
+def test_a_header_that_is_no_literal_is_an_error_of_the_file(tmp_path: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': ('''"
+    header += b" " * (117 - len(header)) + b"\n"
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("a.npy", member)
+    with pytest.raises(ValueError, match=r"."):
+        read_npz(tmp_path / "bad.npz")
