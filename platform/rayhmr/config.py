@@ -237,6 +237,21 @@ class EvaluateJob(Section):
     body: BodyConfig = BodyConfig()
 
 
+class PredictOutput(Section):
+    """Where predictions go; `output: folder` is a short form of `output: {path: folder}`."""
+
+    path: str = "predictions"
+    """Folder for people.parquet, overlays/ and rejected/."""
+    format: Literal["parquet", "eth_csv"] = "parquet"
+    """`eth_csv` predicts the frames of `eth_labels` and adds results.csv, the submission of the ETH
+    course project."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
 class PredictJob(Section):
     """jobs/predict.py: a folder of images to Parquet and overlays."""
 
@@ -244,8 +259,10 @@ class PredictJob(Section):
     """A bundle folder, or registry/name@version, or registry/name@alias."""
     input: str = "images"
     """Folder of images, or one image."""
-    output: str = "predictions"
-    """Folder for people.parquet, overlays/ and rejected/."""
+    output: PredictOutput = PredictOutput()
+    eth_labels: str | None = None
+    """For output.format=eth_csv: folder with the course's S9/<action>.<camera>/<frame>.npz, which
+    give each person's box and place; `input` is then the folder of its pictures."""
     overlays: bool = True
     """Also write a JPEG with the mesh over each image."""
     n_iter: int | None = Field(None, ge=1, le=16)
@@ -258,6 +275,12 @@ class PredictJob(Section):
     """One GPU for each of them."""
     body: BodyConfig = BodyConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _labels_are_given(self) -> PredictJob:
+        if (self.output.format == "eth_csv") != (self.eth_labels is not None):
+            raise ValueError("output.format=eth_csv and eth_labels go together: set both or none")
+        return self
 
 
 class ServeJob(Section):

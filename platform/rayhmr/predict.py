@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from hmr.crops import decode_image, encode_jpeg
 from hmr.errors import ConfigError, HmrError, ImageError
 from hmr.structures import Person
 from rayhmr.cluster import connect
 from rayhmr.config import PredictJob
+from rayhmr.eth_submission import EthFrames, write_submission
 from rayhmr.people_table import (
     MANIFEST,
     PEOPLE,
@@ -35,73 +35,26 @@ from rayhmr.people_table import (
     finished_folder,
     person_row,
 )
+from rayhmr.pictures import Images
 from rayhmr.pinned_model import PinnedModel
 from rayhmr.telemetry import say
 
 SHOWN_EVERY_S = 5.0
-MAX_BYTES = 100_000_000
-"""Larger files are refused unread."""
 MAX_DECODED_PIXELS = 64_000_000
 """An actor that holds this many decoded pixels recovers their people before it decodes more."""
 DECODE_THREADS = 4
 MAX_BLOCKS = 1000
 
 
-class Images:
-    """The files of a folder (or one file) of this machine or of a URI such as s3://bucket/images.
-
-    paths: relative to the folder, sorted. Hidden files and folders are left out.
-    """
-
-    def __init__(self, location: str) -> None:
-        try:
-            if "://" in location:
-                self.filesystem, root = pafs.FileSystem.from_uri(location)
-            else:
-                self.filesystem, root = pafs.LocalFileSystem(), str(Path(location).absolute())
-            self.root = root.rstrip("/")
-            info = self.filesystem.get_file_info(self.root)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError(f"input={location}: cannot be opened ({error})") from error
-        if info.type == pafs.FileType.NotFound:
-            raise ConfigError(f"input={location}: no such folder or file; give a folder of images")
-        if info.type == pafs.FileType.File:
-            self.root, _, name = self.root.rpartition("/")
-            self.paths = [name]
-            return
-        self.paths = sorted(self._below())
-        if not self.paths:
-            raise ConfigError(f"input={location}: the folder holds no files; give one with images")
-
-    def _below(self) -> Iterator[str]:
-        for info in self.filesystem.get_file_info(pafs.FileSelector(self.root, recursive=True)):
-            path = info.path[len(self.root) + 1 :]
-            hidden = any(part.startswith(".") for part in path.split("/"))
-            if info.type != pafs.FileType.Directory and not hidden:
-                yield path
-
-    def read(self, path: str) -> bytes:
-        """The file's content; ImageError when it cannot be had."""
-        try:
-            with self.filesystem.open_input_file(f"{self.root}/{path}") as file:
-                if (size := file.size()) > MAX_BYTES:
-                    raise ImageError(
-                        "too_many_bytes", f"{size:,} bytes; at most {MAX_BYTES:,} are read"
-                    )
-                content: bytes = file.read()
-                return content
-        except OSError as error:
-            raise ImageError("unreadable", f"cannot be read: {error}") from error
-
-
 def read_batch(batch: pa.Table, images: Images) -> Iterator[pa.Table]:
-    """Rows path to rows path, content, reason, detail; one at a time, so that blocks stay small."""
-    kinds = {"path": pa.string(), "content": pa.binary(), "reason": pa.string(),
-             "detail": pa.string()}  # fmt: skip
+    """Rows path to rows path, content, known, reason, detail; one at a time, so that blocks stay
+    small."""
+    kinds = {"path": pa.string(), "content": pa.binary(), "known": pa.list_(pa.float64()),
+             "reason": pa.string(), "detail": pa.string()}  # fmt: skip
     for path in batch["path"].to_pylist():
         row = {"path": path}
         try:
-            row |= {"content": images.read(path)}
+            row |= {"content": images.read(path), "known": images.known(path)}
         except ImageError as error:
             row |= {"reason": error.reason, "detail": str(error)}
         yield pa.Table.from_pylist([row], pa.schema(kinds))
@@ -134,7 +87,7 @@ class Recoverer:
             window = rows[start : start + DECODE_THREADS]
             contents = [row["content"] for row in window]
             for row, image in zip(window, self.pool.map(_decode, contents), strict=True):
-                group.append({"path": row["path"], "image": image})
+                group.append({"path": row["path"], "image": image, "known": row["known"]})
                 pixels += 0 if isinstance(image, ImageError) else image.shape[0] * image.shape[1]
             if pixels >= MAX_DECODED_PIXELS:
                 yield group
@@ -144,7 +97,10 @@ class Recoverer:
 
     def _recover(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         good = [row for row in rows if not isinstance(row["image"], ImageError)]
-        found = self.predictor.predict_many([row["image"] for row in good], n_iter=self.n_iter)
+        found = self.predictor.predict_many(
+            [row["image"] for row in good], [self._boxes(row["known"]) for row in good],
+            self.n_iter, [row["known"][3] if row["known"] else None for row in good],
+        )  # fmt: skip
         answers = {row["path"]: people for row, people in zip(good, found, strict=True)}
         drawn = {}
         if self.overlays:
@@ -161,6 +117,14 @@ class Recoverer:
                 people = self._people(path, row["image"], answer)
                 results.append({"path": path, "people": people, "overlay": drawn.get(path)})
         return results
+
+    def _boxes(self, known: list[float] | None) -> np.ndarray | None:
+        """The box that the predictor pads to the known square."""
+        if known is None:
+            return None
+        x, y, side = known[:3]
+        half = side / self.predictor.box_padding / 2
+        return np.array([[x - half, y - half, x + half, y + half]])
 
     def _people(
         self, path: str, image: np.ndarray, people: Sequence[Person]
@@ -193,6 +157,13 @@ def _decode(content: bytes) -> np.ndarray | ImageError:
         return decode_image(content)
     except ImageError as error:
         return error
+
+
+def _images(job: PredictJob) -> Images:
+    if job.output.format == "eth_csv":
+        assert job.eth_labels is not None  # the job's settings were checked
+        return EthFrames(job.input, job.eth_labels)
+    return Images(job.input)
 
 
 def _progress(writer: PeopleWriter, total: int, seconds: float) -> str:
@@ -228,17 +199,17 @@ def _stream(job: PredictJob, images: Images, model: PinnedModel) -> Iterator[dic
 
 
 def predict(job: PredictJob) -> dict[str, Any]:
-    """Recover the people of every image of `job.input` into the folder `job.output`.
+    """Recover the people of every image of `job.input` into the folder `job.output.path`.
 
     ConfigError for a missing or empty input or a foreign output folder, BundleError for a model
     that is none. Returns counts, reasons of rejection, speed and the output's path.
     """
-    images = Images(job.input)
-    output = Path(job.output).absolute()
+    images = _images(job)
+    output = Path(job.output.path).absolute()
     if output.is_relative_to(images.root):
         raise ConfigError(
-            f"output={job.output}: lies inside input={job.input}, so its pictures would be read "
-            "as images next time; choose a folder beside it"
+            f"output={job.output.path}: lies inside input={job.input}, so its pictures would be "
+            "read as images next time; choose a folder beside it"
         )
     model = PinnedModel.of(job.model, job.body)
     say(f"{len(images.paths)} files under {job.input}; model {model.reference}")
@@ -251,6 +222,8 @@ def predict(job: PredictJob) -> dict[str, Any]:
                 shown = time.perf_counter()
                 say(_progress(writer, len(images.paths), shown - start))
         writer.close()
+        if isinstance(images, EthFrames):
+            write_submission(folder, images)
         seconds = time.perf_counter() - start
         say(_progress(writer, len(images.paths), seconds))
         results = {

@@ -17,7 +17,7 @@ from hmr.checkpoint import load_bundle
 from hmr.crops import decode_image, encode_jpeg
 from hmr.errors import BundleError, ConfigError
 from hmr.synthetic import Generator
-from rayhmr.config import PredictJob
+from rayhmr.config import PredictJob, PredictOutput
 from rayhmr.predict import predict
 
 
@@ -133,7 +133,7 @@ def test_an_earlier_prediction_is_replaced_and_foreign_folders_are_left_alone(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match=r"holds no predictions\.json"):
-        predict(one.model_copy(update={"output": str(tmp_path / "mine")}))
+        predict(one.model_copy(update={"output": PredictOutput(path=str(tmp_path / "mine"))}))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_work_is_refused_before_ray_starts(folder, bundle, tmp_path)
     with pytest.raises(ConfigError, match="the folder holds no files"):
         predict(job.model_copy(update={"input": str(tmp_path / "empty")}))
     with pytest.raises(ConfigError, match="lies inside input="):
-        predict(job.model_copy(update={"output": str(folder / "out")}))
+        predict(job.model_copy(update={"output": PredictOutput(path=str(folder / "out"))}))
     with pytest.raises(BundleError, match="no-model"):
         predict(job.model_copy(update={"model": str(tmp_path / "no-model")}))
     assert not (tmp_path / "out").exists()

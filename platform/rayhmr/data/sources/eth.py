@@ -67,7 +67,7 @@ class EthSource:
         units = []
         for split, subjects in self.subjects.items():
             for subject in subjects:
-                count = len(self._frames(subject))
+                count = len(self.frames(subject))
                 if count == 0:
                     raise DataError(
                         f"{Path(self.labels, subject)}: no <action>.<camera>/<frame>.npz below it; "
@@ -79,12 +79,12 @@ class EthSource:
     def people(self, unit: Unit) -> Iterator[Row]:
         """Row by row; reasons: label_unreadable, label_missing, camera_unknown, frame_unknown,
         and those of `smpl_labels.checked`."""
-        frames = self._frames(unit.file)[unit.start : unit.stop]
-        rows = (self._row(path, unit) for path in frames)
+        frames = self.frames(unit.file)[unit.start : unit.stop]
+        rows = (self.frame(path, unit) for path in frames)
         return in_chunks(rows, {"neutral": self.body})
 
-    def _frames(self, subject: str) -> list[Path]:
-        """By action and camera, then by number."""
+    def frames(self, subject: str) -> list[Path]:
+        """Label files of a subject by action and camera, then by number."""
 
         def order(path: Path) -> tuple[str, int, str]:
             number = int(path.stem) if path.stem.isdecimal() else -1
@@ -92,7 +92,8 @@ class EthSource:
 
         return sorted(Path(self.labels, subject).glob("*/*.npz"), key=order)
 
-    def _row(self, path: Path, unit: Unit) -> Row:
+    def frame(self, path: Path, unit: Unit) -> Row:
+        """The person of one label file; reads no more than this file."""
         folder = path.parent.name
         sample_id = f"{self.name}/{unit.file}/{folder}/{path.stem}/0"
 
