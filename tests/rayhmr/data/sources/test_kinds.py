@@ -54,6 +54,24 @@ def of_the_test_split(found):
     return replace(found, rows=[row for row in found.rows if row["split"] == "test"])
 
 
+def assert_true_labels_have_no_error_and_a_turn_that_of_its_chords(found, mpjpe):
+    """A person turned by an angle about the axis of view is off by a chord at every joint."""
+    assert mpjpe(found, "synthetic").max() < 0.01
+    angle = 0.3
+    turn = axis_angle_to_matrix(torch.tensor([0.0, 0.0, angle]))
+
+    def turned(rotmats):
+        return torch.cat([(turn @ rotmats[:, 0])[:, None], rotmats[:, 1:]], dim=1)
+
+    poses = torch.tensor([row["pose"] for row in found.rows]).view(-1, 24, 3)
+    betas = torch.tensor([row["betas"] for row in found.rows])
+    joints = Body.embedded().joints_only(axis_angle_to_matrix(poses), betas)
+    arms = (joints - joints[:, :1])[..., :2].norm(dim=-1).mean(dim=1)
+    expected = 1000 * 2 * np.sin(angle / 2) * arms.numpy()
+    assert expected.min() > 50
+    np.testing.assert_allclose(mpjpe(found, "synthetic", turned), expected, atol=0.02)
+
+
 def test_the_course_tree_goes_into_its_own_splits(tmp_path, prepared, mpjpe):
     for number, subject in enumerate(("S1", "S5", "S6", "S7", "S8", "S9", "S11")):
         pose, betas, _, _ = labels(number)
@@ -75,6 +93,7 @@ def test_the_course_tree_goes_into_its_own_splits(tmp_path, prepared, mpjpe):
         ("train", "S7"), ("val", "S8"),
     ]  # fmt: skip
     assert mpjpe(of_the_test_split(found), "eth").max() < 0.01
+    assert_true_labels_have_no_error_and_a_turn_that_of_its_chords(of_the_test_split(found), mpjpe)
 
 
 def test_tars_bring_their_pictures(tmp_path, prepared, mpjpe):
@@ -94,7 +113,7 @@ def test_tars_bring_their_pictures(tmp_path, prepared, mpjpe):
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     found = prepared("hmr2_tar", files={"labels": str(tmp_path / "shard.tar")})
-    assert mpjpe(found, "synthetic").max() < 0.01
+    assert_true_labels_have_no_error_and_a_turn_that_of_its_chords(found, mpjpe)
     nose = joint49_index("op_nose")
     affine = np.reshape(found.rows[0]["crop_to_frame"], (2, 3))
     seen = np.reshape(found.rows[0]["keypoints_2d"], (49, 3))[nose, :2]
@@ -125,6 +144,7 @@ def test_people_of_3dpw_have_the_body_of_their_gender(tmp_path, prepared, mpjpe,
     assert len(people.rows) == 1
     assert people.rows[0]["gender"] == "female"
     assert mpjpe(people, "3dpw").max() < 0.01
+    assert_true_labels_have_no_error_and_a_turn_that_of_its_chords(people, mpjpe)
 
 
 def test_humandata_without_joints_takes_those_of_the_body(tmp_path, prepared, mpjpe, bodies):
@@ -142,7 +162,7 @@ def test_humandata_without_joints_takes_those_of_the_body(tmp_path, prepared, mp
         "humandata",
         files={"labels": str(tmp_path / "made.npz"), "images": str(tmp_path), "bodies": bodies},
     )
-    assert mpjpe(found, "synthetic").max() < 0.01
+    assert_true_labels_have_no_error_and_a_turn_that_of_its_chords(found, mpjpe)
     affine = np.reshape(found.rows[0]["crop_to_frame"], (2, 3))
     joints = np.reshape(found.rows[0]["keypoints_2d"], (49, 3))
     labelled = joints[:, 2] > 0
