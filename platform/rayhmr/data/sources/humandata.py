@@ -109,7 +109,9 @@ class _Table:
 
     def row(self, number: int) -> Row:
         """Row `number` of the unit."""
-        sample_id = f"{self._id}/{self._unit.start + number:07d}/0"
+        image = str(self._images[number])
+        # The number is no person's name: nobody says who follows whom from picture to picture.
+        sample_id = f"{self._id}/{image}/row{self._unit.start + number:07d}"
         gender = self._genders[number]
         if gender not in GENDERS:
             return RejectedRow(
@@ -123,7 +125,7 @@ class _Table:
             # As with every other source: the translation leads from the joints to the camera.
             keypoints_3d[:, :3] -= transl * (keypoints_3d[:, 3:] > 0)
         return RawPerson(
-            sample_id=sample_id, image=str(self._images[number]),
+            sample_id=sample_id, image=image,
             center=np.array([x + width / 2, y + height / 2]),
             scale=float(max(width, height)) / PIXELS_PER_SCALE,
             keypoints_2d=self._keypoints_2d[number], keypoints_3d=keypoints_3d,

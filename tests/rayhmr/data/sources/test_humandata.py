@@ -18,6 +18,7 @@ from hmr.body import Body
 from hmr.errors import ConfigError, DataError
 from hmr.pose_prior import sample_pose
 from hmr.rotations import axis_angle_to_matrix
+from hmr.protocols import places
 from hmr.skeleton import JOINT49_NAMES, SMPL54_NAMES, SMPL_JOINT_NAMES, joint49_index
 from hmr.skeleton import JOINT49_SOURCE as SOURCES
 from rayhmr.data.sources.humandata import HumanDataSource
@@ -212,7 +213,9 @@ def test_every_row_comes_once_whatever_the_pieces(
     write(content_of(seed=1), "a/one.npz")
     people = people_of(folder, rows_per_file)
     assert [row.sample_id for row in people] == [
-        f"humandata/{part}/one/{number:07d}/0" for part in "ab" for number in range(N)
+        f"humandata/{part}/one/images/{seed}/{number}.jpg/row{number:07d}"
+        for part, seed in (("a", 1), ("b", 0))
+        for number in range(N)
     ]
     assert [row.image for row in people] == [
         f"images/{seed}/{number}.jpg" for seed in (1, 0) for number in range(N)
@@ -288,7 +291,15 @@ def test_bad_rows_are_rejected_and_their_neighbours_stay(write: Callable[..., Pa
     assert reasons == {
         1: "label_nonfinite", 2: "label_nonfinite", 3: "label_nonfinite", 4: "gender_unknown",
     }  # fmt: skip
-    assert [row.sample_id for row in rows] == [f"humandata/made/{n:07d}/0" for n in range(N)]
+    assert [row.sample_id.rpartition("/")[2] for row in rows] == [f"row{n:07d}" for n in range(N)]
+
+
+def test_nobody_is_followed_from_picture_to_picture(write: Callable[..., Path]) -> None:
+    """The files do not say who is who, so no acceleration may be measured."""
+    videos, tracks, frames = places([row.sample_id for row in rows_of(write(content_of()))])
+    assert frames.tolist() == list(range(N))
+    assert len(set(videos.tolist())) == 1
+    assert len(set(tracks.tolist())) == N
 
 
 @pytest.mark.parametrize(
