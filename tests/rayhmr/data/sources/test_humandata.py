@@ -17,8 +17,8 @@ import torch
 from hmr.body import Body
 from hmr.errors import ConfigError, DataError
 from hmr.pose_prior import sample_pose
-from hmr.rotations import axis_angle_to_matrix
 from hmr.protocols import places
+from hmr.rotations import axis_angle_to_matrix
 from hmr.skeleton import JOINT49_NAMES, SMPL54_NAMES, SMPL_JOINT_NAMES, joint49_index
 from hmr.skeleton import JOINT49_SOURCE as SOURCES
 from rayhmr.data.sources.humandata import HumanDataSource
