@@ -333,7 +333,7 @@ class DemoJob(Section):
     """People of the test split on the overlay sheet."""
     serve_requests: int = Field(60, ge=1)
     """Requests timed against the service, one at a time."""
-    serve_port: int = Field(8000, ge=0, le=65535)
+    serve_port: int = Field(0, ge=0, le=65535)
     """Port of the service; 0 takes a free one."""
     keep_serving: bool = False
     """Leave the service up after the report, until Ctrl-C."""
