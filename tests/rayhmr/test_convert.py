@@ -11,6 +11,9 @@ import torch
 from hmr.body import Body
 from hmr.body_arrays import save_body
 from hmr.checkpoint import load_bundle
+from hmr.config import ModelConfig
+from hmr.model import build_model
+from hmr.published_layouts import LAYOUTS
 from rayhmr.convert import main
 
 
@@ -28,6 +31,23 @@ def test_a_body_file_is_converted_and_is_the_same_body(tmp_path, capsys):
     assert line.split() == [facts["sha256"], "body.npz"]
     theirs = Body.from_file(tmp_path / "body.npz")
     np.testing.assert_allclose(theirs.arrays.v_template, ours.arrays.v_template, atol=1e-7)
+
+
+def test_published_weights_become_a_bundle_that_predicts(tmp_path, capsys):
+    model = build_model(ModelConfig(encoder="resnet18", image_size=224, hidden=32))
+    layout = LAYOUTS["spin"]
+    state = {layout.theirs(name): value for name, value in model.state_dict().items()}
+    torch.save({"model": state, "epoch": 1}, tmp_path / "published.pt")
+    main(["checkpoint", "--from", "spin", "--input", str(tmp_path / "published.pt"),
+          "--output", str(tmp_path / "bundle")])  # fmt: skip
+    facts = printed(capsys)
+    assert facts["encoder"] == "resnet18"
+    crop = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    ours = load_bundle(facts["bundle"]).predict_crops(crop).final
+    with torch.inference_mode():
+        theirs = model.eval()(torch.from_numpy(crop).permute(0, 3, 1, 2)).final
+    torch.testing.assert_close(ours.rotmats, theirs.rotmats, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.pred_cam, theirs.pred_cam, atol=1e-5, rtol=0)
 
 
 # torch asks for another format than the one that this user asked for.
