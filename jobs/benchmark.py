@@ -1,4 +1,4 @@
-"""Measure speed as ratios: python jobs/benchmark.py [what=[body]] [rounds=7]"""
+"""Measure speed as ratios: python jobs/benchmark.py [body] [synthetic] [rounds=7]"""
 
 from rayhmr import command_line
 from rayhmr.config import BenchmarkJob
@@ -12,4 +12,4 @@ def main(job: BenchmarkJob) -> dict:
 
 
 if __name__ == "__main__":
-    command_line.run(BenchmarkJob, main)
+    command_line.run(BenchmarkJob, main, words="what")

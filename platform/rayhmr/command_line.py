@@ -213,6 +213,15 @@ def _parser(job: type[BaseModel], default_config: str | None) -> argparse.Argume
     return parser
 
 
+def _with_words(overrides: Sequence[str], setting: str | None) -> list[str]:
+    """The overrides, with bare words gathered into the setting they are values of."""
+    given = [text for text in overrides if "=" in text]
+    bare = [text for text in overrides if "=" not in text]
+    if setting is None or not bare:
+        return list(overrides)
+    return [*given, f"{setting}=[{', '.join(bare)}]"]
+
+
 _LESS_NOISE = {
     # Tune's own tables; ours are shorter.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -223,17 +232,19 @@ _LESS_NOISE = {
 
 
 def run(
-    job: type[Job], main: Callable[[Job], dict[str, Any]], *, default_config: str | None = None
-) -> None:
+    job: type[Job], main: Callable[[Job], dict[str, Any]], *, default_config: str | None = None,
+    words: str | None = None,
+) -> None:  # fmt: skip
     """Parse the command line, run `main`, print its results as the last line of stdout.
 
-    Exit code 0 only on success; 2 for a wrong setting, 1 for an error the user can cure. Those
-    two print a message instead of a traceback.
+    words: the setting, a list, that words without an equals sign are the values of. Exit code 0
+    only on success; 2 for a wrong setting, 1 for an error the user can cure. Those two print a
+    message instead of a traceback.
     """
     arguments = _parser(job, default_config).parse_intermixed_args()
     files = arguments.config or ([default_config] if default_config else [])
     try:
-        settings = load(job, files, arguments.overrides)
+        settings = load(job, files, _with_words(arguments.overrides, words))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

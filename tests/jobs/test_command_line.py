@@ -242,3 +242,17 @@ def test_results_are_the_last_line_of_stdout(
     command_line.run(EvaluateJob, main)
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last) == {"batch_size": 3, "data": "elsewhere", "split": "val"}
+
+
+def test_bare_words_are_values_of_the_setting_that_takes_them() -> None:
+    done = script("body", "--print-config", "rounds=2", job="benchmark")
+    assert done.returncode == 0, done.stderr
+    printed = yaml.safe_load(done.stdout)
+    assert (printed["what"], printed["rounds"]) == (["body"], 2)
+    both = script("body", "synthetic", "--print-config", job="benchmark")
+    assert yaml.safe_load(both.stdout)["what"] == ["body", "synthetic"]
+    wrong = script("boddy", job="benchmark")
+    assert wrong.returncode == 2
+    assert "what" in wrong.stderr
+    assert "boddy" in wrong.stderr
+    assert script("body", job="evaluate").returncode == 2, "where no setting takes them"
