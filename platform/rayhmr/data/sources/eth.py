@@ -11,6 +11,7 @@ lens is taken as free of distortion, as the course did.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,18 +80,13 @@ class EthSource:
     def people(self, unit: Unit) -> Iterator[Row]:
         """Row by row; reasons: label_unreadable, label_missing, camera_unknown, frame_unknown,
         and those of `smpl_labels.checked`."""
-        frames = self.frames(unit.file)[unit.start : unit.stop]
+        frames = _remembered(self.labels, unit.file)[unit.start : unit.stop]
         rows = (self.frame(path, unit) for path in frames)
         return in_chunks(rows, {"neutral": self.body})
 
     def frames(self, subject: str) -> list[Path]:
         """Label files of a subject by action and camera, then by number."""
-
-        def order(path: Path) -> tuple[str, int, str]:
-            number = int(path.stem) if path.stem.isdecimal() else -1
-            return path.parent.name, number, path.stem
-
-        return sorted(Path(self.labels, subject).glob("*/*.npz"), key=order)
+        return _label_files(self.labels, subject)
 
     def frame(self, path: Path, unit: Unit) -> Row:
         """The person of one label file; reads no more than this file."""
@@ -127,3 +123,15 @@ class EthSource:
             transl=flat["root_loc"], intrinsics=np.array(camera),
             subject=unit.file, split=unit.split, unlabelled=not labelled,
         )  # fmt: skip
+
+
+def _label_files(labels: str, subject: str) -> list[Path]:
+    def order(path: Path) -> tuple[str, int, str]:
+        number = int(path.stem) if path.stem.isdecimal() else -1
+        return path.parent.name, number, path.stem
+
+    return sorted(Path(labels, subject).glob("*/*.npz"), key=order)
+
+
+_remembered = functools.lru_cache(maxsize=1)(_label_files)
+"""For a worker, which reads hundreds of units of one subject with tens of thousands of files."""
