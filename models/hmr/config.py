@@ -95,8 +95,14 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls to 2 % of the peak at the last step."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """`cosine` falls to 2 % of the peak at the last step; `step` falls at the `milestones`."""
+    milestones: tuple[float, ...] = (0.7, 0.9)
+    """Shares of the run after which the rate of the `step` schedule falls."""
+    milestone_factor: float = Field(0.1, gt=0, lt=1)
+    """What the rate is multiplied by at each milestone."""
+    encoder_lr_factor: float = Field(1.0, gt=0, le=100)
+    """Learning rate of the encoder over that of the regressor."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the rate rises linearly from zero."""
     grad_clip: float | None = Field(None, gt=0)
@@ -165,12 +171,34 @@ class TrainConfig(Section):
     epochs: int = Field(10, ge=1)
     """Passes over the training split."""
     batch_size: int = Field(64, ge=1)
-    """Samples of one optimizer step, over all workers together."""
+    """Most samples of one optimizer step, over all workers together. An epoch's samples are dealt
+    out evenly over its steps, so that none is left out and no step is much smaller."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, data order and augmentation."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """`bfloat16` runs encoder and regressor under autocast; losses stay in float32. `auto`:
     bfloat16 where the device computes in it, else float32."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which a worker computes its share of a batch, one after the other, to save memory;
+    the result is that of the whole batch (batch norm sees the parts)."""
+    freeze_encoder: bool = False
+    """Leave the encoder as it is, its batch norms' statistics included."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Validate and keep an exponential moving average of the weights with this decay a step."""
+    compile: bool = False
+    """Compile encoder and regressor with torch.compile; the first steps take longer."""
+    deterministic: bool = True
+    """Only algorithms that give the same bits every time; on GPUs some are slower."""
+    save_every: int | None = Field(None, ge=1)
+    """Optimizer steps between two checkpoints inside an epoch; none: only at the ends of epochs.
+    The step does not wait for the writing."""
+    max_skipped: int = Field(10, ge=1)
+    """Steps in a row without a finite gradient before the run stops and names their samples."""
+    hang_timeout_s: float = Field(600.0, gt=0)
+    """A worker that makes no step for this long is ended, and the run restarts."""
+    pictures_every: int | None = Field(None, ge=1)
+    """Optimizer steps between two pictures of the same validation people, with the true and the
+    predicted mesh; none: no pictures."""
     log_every: int = Field(20, ge=1)
     """Optimizer steps between two progress lines."""
     threads: int = Field(1, ge=1)

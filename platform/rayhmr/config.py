@@ -43,10 +43,21 @@ class ScalingConfig(Section):
 
     num_workers: int = Field(2, ge=1)
     """Training processes (data parallel)."""
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with as few as this many when the cluster has not more; none: wait for all."""
     use_gpu: bool = False
     """One GPU (and nccl) for each worker instead of CPUs (and gloo)."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs of each worker. One more whole CPU on each node must stay free for Ray Data."""
+
+    @model_validator(mode="after")
+    def _range(self) -> ScalingConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers ({self.min_workers}) must not be above num_workers "
+                f"({self.num_workers})"
+            )
+        return self
 
 
 class DataConfig(Section):
@@ -56,6 +67,14 @@ class DataConfig(Section):
     """Folder (or URI) that `jobs/prepare.py` wrote; it holds dataset.json."""
     train_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training files that is read; a search needs less than the final run."""
+    decode_in: Literal["worker", "tasks"] = "worker"
+    """Where JPEG becomes pixels: `worker` sends encoded bytes and decodes in threads of the
+    training process; `tasks` decodes in Ray Data, for nodes with few CPUs beside others."""
+    lanes: int | None = Field(None, ge=1)
+    """Streams whose rows take turns in a batch; part of the data order, and best a multiple of the
+    number of workers. None: as many as the run had workers at its first start."""
+    record_samples: bool = False
+    """Write the sample ids of every step to samples/ in the run's folder, for audits."""
     decode_threads: int = Field(2, ge=1, le=64)
     """Threads of each training worker that decode JPEG."""
     prefetch_batches: int = Field(4, ge=1, le=64)
@@ -153,6 +172,13 @@ class TrainJob(Section):
     """How often the run restarts from its last checkpoint after a worker is lost."""
     keep_checkpoints: int = Field(2, ge=1)
     """Checkpoints kept besides the best."""
+    select_by: Literal["pa_mpjpe_mm", "mpjpe_mm", "pve_mm"] = "pa_mpjpe_mm"
+    """Validation error by which the best epoch is chosen."""
+    validate_in: Literal["workers", "task"] = "workers"
+    """Where an epoch is validated: `workers` stop training for it; `task` leaves it to a Ray task
+    (Ray Train's asynchronous validation) while training goes on."""
+    mlflow: str | None = None
+    """Tracking URI of MLflow, which then gets settings and metrics; none: no MLflow."""
     data: DataConfig = DataConfig()
     body: BodyConfig = BodyConfig()
     model: ModelConfig = ModelConfig()
