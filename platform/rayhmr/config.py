@@ -43,12 +43,12 @@ class ScalingConfig(Section):
 
     num_workers: int = Field(2, ge=1)
     """Training processes (data parallel)."""
-    min_workers: int | None = Field(None, ge=1)
-    """Go on with as few as this many when the cluster has not more; none: wait for all."""
     use_gpu: bool = False
     """One GPU (and nccl) for each worker instead of CPUs (and gloo)."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs of each worker. One more whole CPU on each node must stay free for Ray Data."""
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with as few as this many when the cluster has not more; none: wait for all."""
 
     @model_validator(mode="after")
     def _range(self) -> ScalingConfig:
