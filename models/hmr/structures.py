@@ -31,6 +31,7 @@ class Batch:
     rotmats: (B, 24, 3, 3) SMPL rotations; joint 0 is the root in the camera frame.
     betas: (B, 10).
     has_smpl: (B,) bool, whether rotmats and betas are labels or padding.
+    sample_ids: names of the B people, or empty.
     """
 
     images: Tensor
@@ -39,6 +40,7 @@ class Batch:
     rotmats: Tensor
     betas: Tensor
     has_smpl: Tensor
+    sample_ids: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
