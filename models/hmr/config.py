@@ -187,8 +187,9 @@ class TrainConfig(Section):
     """Validate and keep an exponential moving average of the weights with this decay a step."""
     compile: bool = False
     """Compile encoder and regressor with torch.compile; the first steps take longer."""
-    deterministic: bool = True
-    """Only algorithms that give the same bits every time; on GPUs some are slower."""
+    deterministic: bool = False
+    """On GPUs, only algorithms that give the same bits every time, some of which are slower. CPUs
+    always do."""
     save_every: int | None = Field(None, ge=1)
     """Optimizer steps between two checkpoints inside an epoch; none: only at the ends of epochs.
     The step does not wait for the writing."""

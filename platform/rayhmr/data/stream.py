@@ -1,144 +1,183 @@
-"""Shards to training workers: Ray Data streams encoded rows, each worker decodes them in threads.
+"""Shards to training workers: Ray Data reads encoded rows, each worker decodes them in threads.
 
 Decoded pixels are ten times the bytes of a JPEG, and every hop through the object store copies
-them; therefore bytes travel and the consumer decodes.
+them; therefore bytes travel and the consumer decodes (`data.decode_in=tasks` turns that around).
 
-Every epoch a worker sees the same rows in another order. Which rows, and the order, are functions
-of the data set, the seed, the epoch, the rank and the number of workers, so a run that resumes sees
-what an uninterrupted one would have seen.
+Each worker reads its own part of the order (`rayhmr.data.order`), from any step on, so a run that
+resumes sees the very next row. While the last rows of an epoch are used, the next epoch's are read.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import queue
+import threading
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
-import ray.data
-import ray.train
-from ray.data import DataIterator, Dataset, ExecutionOptions
 
-from hmr.errors import ConfigError
 from hmr.structures import Batch
 from rayhmr.config import DataConfig
-from rayhmr.data.batches import decoded_ahead, shuffled, to_batch
-from rayhmr.data.schema import TRAINING_COLUMNS, DatasetInfo
-from rayhmr.storage import Folder
+from rayhmr.data.batches import decoded_ahead, to_batch
+from rayhmr.data.order import EpochOrder, Slice, Window, in_order, reading_order
+from rayhmr.data.reading import Fetch
+from rayhmr.data.schema import DatasetInfo
 
-WINDOW_ROWS = 2000
-"""Encoded rows among which a worker draws the next batch."""
-FETCHED_ROWS = 500
-
-
-def _dataset(info: DatasetInfo, split: str, fraction: float) -> Dataset:
-    folder = Folder(info.location)
-    names = [path.rpartition("/")[2] for path in info.paths(split, fraction)]
-    rows = ray.data.read_parquet(
-        [folder.path(name) for name in names], filesystem=folder.files,
-        columns=list(TRAINING_COLUMNS),
-    )  # fmt: skip
-    rows.context.enable_progress_bars = False
-    return rows
+WINDOWS_AHEAD = 2
+"""Windows that are read and not yet begun."""
 
 
-def datasets(info: DatasetInfo, config: DataConfig) -> dict[str, Callable[[], Dataset]]:
-    """For TorchTrainer: made anew whenever a group of workers starts."""
-    return {
-        "train": lambda: _dataset(info, "train", config.train_fraction),
-        "val": lambda: _dataset(info, "val", 1.0),
-    }
+def split_files(
+    info: DatasetInfo, split: str, fraction: float = 1.0
+) -> tuple[tuple[str, int], ...]:
+    """Names and rows of a split's files, or of the first part of them."""
+    paths = info.paths(split, fraction)
+    rows = {file["name"]: int(file["rows"]) for file in info.files[split]}
+    names = [path.rpartition("/")[2] for path in paths]
+    return tuple((name, rows[name]) for name in names)
 
 
-def ingest_config() -> ray.train.DataConfig:
-    """Training rows are split among the workers; everybody gets all validation rows."""
-    # In order: only then do the same rows go to the same worker in every run.
-    options = ExecutionOptions(preserve_order=True)
-    return ray.train.DataConfig(
-        datasets_to_split=["train"], execution_options=options, enable_shard_locality=False
-    )
+class _Reader:
+    """Windows in order, read ahead by a thread. `then` is called when all of them are read."""
+
+    def __init__(self, fetch: Fetch, windows: Sequence[Window]) -> None:
+        self._tables: queue.Queue[tuple[Window, pa.Table] | BaseException | None]
+        self._tables = queue.Queue(WINDOWS_AHEAD)
+        self._fetch, self._windows = fetch, windows
+        self.stopped, self.all_read = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="read-windows", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            tables = self._fetch(self._windows)
+            for window, table in zip(self._windows, tables, strict=True):
+                if not self._put((window, table)):
+                    return
+            self._put(None)
+        except BaseException as error:  # raised again where the rows are used
+            self._put(error)
+        finally:
+            self.all_read.set()
+
+    def _put(self, item: tuple[Window, pa.Table] | BaseException | None) -> bool:
+        while not self.stopped.is_set():
+            try:
+                self._tables.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[tuple[Window, pa.Table]]:
+        while (item := self._tables.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
 
 
-def batch_of_worker(batch_size: int, num_workers: int) -> int:
-    """Samples of one worker's step; ConfigError when the workers cannot share a batch evenly."""
-    if batch_size % num_workers:
-        raise ConfigError(
-            f"train.batch_size={batch_size}: must be a multiple of scaling.num_workers="
-            f"{num_workers}, since every worker takes an equal part"
-        )
-    return batch_size // num_workers
+class _Lanes:
+    """The rows of a rank's lanes that were read and not yet used."""
 
+    def __init__(self, windows: Iterator[tuple[Window, pa.Table]]) -> None:
+        self._incoming = windows
+        self._held: dict[int, list[tuple[int, pa.Table]]] = {}
 
-def steps_per_epoch(
-    info: DatasetInfo, config: DataConfig, *, batch_size: int, num_workers: int
-) -> int:
-    """Optimizer steps of one pass; ConfigError when there are not rows enough for one."""
-    rows = info.rows("train", config.train_fraction)
-    steps = rows // num_workers // batch_of_worker(batch_size, num_workers)
-    if steps == 0:
-        raise ConfigError(
-            f"train.batch_size={batch_size}: the {rows} training rows of {info.location} do not "
-            "fill one batch; lower it, or raise data.train_fraction"
-        )
-    return steps
+    def take(self, part: Slice) -> list[pa.Table]:
+        """The rows of a slice; earlier rows of its lane are forgotten."""
+        held = self._held.setdefault(part.lane, [])
+        while not held or held[-1][0] + len(held[-1][1]) < part.stop:
+            window, table = next(self._incoming)
+            self._held.setdefault(window.lane, []).append((window.first, table))
+        held[:] = [(first, t) for first, t in held if first + len(t) > part.start]
+        pieces = []
+        for first, table in held:
+            start, stop = max(part.start, first), min(part.stop, first + len(table))
+            if start < stop:
+                pieces.append(table.slice(start - first, stop - start))
+        return pieces
 
 
 class ShardStream:
     """One worker's part of the data set, as `hmr.training.TrainData`.
 
-    train: this worker's split. val: all validation rows, of which this worker keeps a share, chosen
-    by sample_id, encoded in memory; validation sets are small.
+    fetch: reads training rows. fetch_val: validation rows, of which this worker keeps its share,
+    encoded, in memory; validation sets are small.
     """
 
     def __init__(
-        self, train: DataIterator, val: DataIterator, *, config: DataConfig, steps: int,
-        batch_size: int, image_size: int, seed: int, rank: int, world_size: int,
+        self, info: DatasetInfo, *, config: DataConfig, fetch: Fetch, fetch_val: Fetch,
+        batch_size: int, image_size: int, seed: int, epochs: int, lanes: int, rank: int,
+        world_size: int,
     ) -> None:  # fmt: skip
-        self.steps_per_epoch = steps
-        self._train, self._config = train, config
+        self._info, self._config = info, config
+        self._fetch, self._fetch_val = fetch, fetch_val
         self._batch_size, self._image_size = batch_size, image_size
-        self._seed, self._rank = seed, rank
-        self._val = [
-            share
-            for table in _tables(val)
-            if len(share := _share(table, rank, world_size))
-        ]  # fmt: skip
+        self._seed, self._epochs, self._lanes = seed, epochs, lanes
+        self._rank, self._world_size = rank, world_size
+        self._files = split_files(info, "train", config.train_fraction)
+        self.steps_per_epoch = self.order(0).steps
+        self._next: tuple[int, _Reader] | None = None
+        self._val: list[pa.Table] | None = None
 
-    def train_batches(self, epoch: int) -> Iterator[Batch]:
-        """Exactly `steps_per_epoch` batches."""
-        rng = np.random.default_rng([self._seed, epoch, self._rank])
-        tables = shuffled(
-            _tables(self._train), batch_size=self._batch_size, window=WINDOW_ROWS, rng=rng
-        )
-        limited = (table for table, _ in zip(tables, range(self.steps_per_epoch), strict=False))
-        return self._decoded(limited)
+    def order(self, epoch: int) -> EpochOrder:
+        """The order of an epoch."""
+        return EpochOrder(self._files, self._seed, epoch, self._lanes, self._batch_size)
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of the steps from `first_step` on, of which there are
+        `steps_per_epoch - first_step`."""
+        reader = self._reader(epoch, first_step)
+        tables = self._step_tables(reader, self.order(epoch), first_step)
+        try:
+            yield from self._decoded(self._with_next(tables, reader, epoch))
+        finally:
+            reader.stopped.set()
+
+    def _reader(self, epoch: int, first_step: int) -> _Reader:
+        begun, self._next = self._next, None
+        if begun is not None and begun[0] == epoch and first_step == 0:
+            return begun[1]
+        if begun is not None:
+            begun[1].stopped.set()
+        windows = reading_order(self.order(epoch), first_step, self._rank, self._world_size)
+        return _Reader(self._fetch, list(windows))
+
+    def _step_tables(
+        self, reader: _Reader, order: EpochOrder, first_step: int
+    ) -> Iterator[pa.Table]:
+        lanes = _Lanes(iter(reader))
+        for step in range(first_step, order.steps):
+            parts = order.part(step, self._rank, self._world_size)
+            pieces = [piece for p in parts if p.start < p.stop for piece in lanes.take(p)]
+            yield pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces)
+
+    def _with_next(
+        self, tables: Iterator[pa.Table], reader: _Reader, epoch: int
+    ) -> Iterator[pa.Table]:
+        """The same tables; the next epoch's reading begins once this one's has ended."""
+        for table in tables:
+            if self._next is None and epoch + 1 < self._epochs and reader.all_read.is_set():
+                self._next = epoch + 1, self._reader(epoch + 1, 0)
+            yield table
 
     def val_batches(self) -> Iterator[Batch]:
         """This worker's share of the validation rows; the shares are disjoint and complete."""
+        if self._val is None:
+            files = split_files(self._info, "val")
+            self._val = list(self._fetch_val(in_order(files, self._rank, self._world_size)))
+        size = max(1, self._batch_size // self._world_size)
         for table in self._val:
-            parts = (
-                table.slice(start, self._batch_size)
-                for start in range(0, len(table), self._batch_size)
-            )
+            parts = (table.slice(start, size) for start in range(0, len(table), size))
             yield from self._decoded(parts)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._next is not None:
+            self._next[1].stopped.set()
+            self._next = None
 
     def _decoded(self, tables: Iterator[pa.Table]) -> Iterator[Batch]:
         return decoded_ahead(
             tables, lambda table: to_batch(table, self._image_size),
             threads=self._config.decode_threads, ahead=self._config.prefetch_batches,
         )  # fmt: skip
-
-
-def _tables(rows: DataIterator) -> Iterator[pa.Table]:
-    batches: Any = rows.iter_batches(
-        batch_size=FETCHED_ROWS, batch_format="pyarrow", prefetch_batches=2
-    )
-    yield from batches
-
-
-def _share(table: pa.Table, rank: int, world_size: int) -> pa.Table:
-    """By name and not by place: workers may read the rows in different orders."""
-    keep = [zlib.crc32(name.encode()) % world_size == rank for name in
-            table["sample_id"].to_pylist()]  # fmt: skip
-    return table.filter(pa.array(keep))
