@@ -46,6 +46,14 @@ class Batch:
         """The same batch with every tensor on `device`."""
         return _map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
 
+    def parts(self, count: int) -> list[Batch]:
+        """The same people in `count` batches of about equal size."""
+        split: dict[str, Any] = {
+            f.name: torch.tensor_split(getattr(self, f.name), count)
+            for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }  # fmt: skip
+        return [Batch(**{n: t[number] for n, t in split.items()}) for number in range(count)]
+
     def __len__(self) -> int:
         return self.images.shape[0]
 
