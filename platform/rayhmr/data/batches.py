@@ -9,17 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from hmr.errors import DataError
 from hmr.pose_prior import rodrigues
 from hmr.structures import Batch
+from rayhmr.data.decode import pixels
 from rayhmr.data.schema import TRAINING_COLUMNS, DatasetInfo, J
 from rayhmr.storage import Folder
-
-_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def _matrix(table: pa.Table, name: str, *shape: int) -> np.ndarray:
@@ -29,33 +26,15 @@ def _matrix(table: pa.Table, name: str, *shape: int) -> np.ndarray:
     return values.reshape(len(table), *shape)
 
 
-def _decoded(sample_id: str, content: bytes) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), _DECODE) if content else None
-    if image is None or image.shape[0] != image.shape[1]:
-        raise DataError(
-            f"{sample_id}: its picture in the shard is no square JPEG, so the file was damaged "
-            "after it was written; prepare the data set again"
-        )
-    return image
-
-
 def to_batch(table: pa.Table, image_size: int) -> Batch:
     """The columns of TRAINING_COLUMNS as a Batch; crops of another size are resampled.
 
-    DataError names the row whose picture cannot be decoded.
+    table: with JPEG, or decoded for this size by `rayhmr.data.decode.decode_table`: the result is
+    the same. DataError names the row whose picture cannot be decoded.
     """
-    images = np.empty((len(table), image_size, image_size, 3), np.uint8)
-    sides = np.empty((len(table), 1, 1), np.float32)
-    contents = pc.struct_field(table["image"], "bytes").to_pylist()
-    ids = table["sample_id"].to_pylist()
-    for row, (sample_id, content) in enumerate(zip(ids, contents, strict=True)):
-        image = _decoded(sample_id, content)
-        sides[row] = side = image.shape[0]
-        if side != image_size:
-            method = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
-            image = cv2.resize(image, (image_size, image_size), interpolation=method)
-        images[row] = image
+    images, sides = pixels(table, image_size)
     keypoints_2d = _matrix(table, "keypoints_2d", J, 3).copy()
+    sides = sides.astype(np.float32)[:, None, None]
     keypoints_2d[..., :2] = 2 * keypoints_2d[..., :2] / sides - 1
     pose = _matrix(table, "pose", 24, 3)
     return Batch(
@@ -65,6 +44,7 @@ def to_batch(table: pa.Table, image_size: int) -> Batch:
         rotmats=torch.from_numpy(rodrigues(pose)),
         betas=torch.from_numpy(_matrix(table, "betas", 10).copy()),
         has_smpl=torch.tensor(table["has_smpl"].to_pylist()),
+        sample_ids=tuple(table["sample_id"].to_pylist()),
     )
 
 
@@ -80,7 +60,8 @@ def decoded_ahead(
 ) -> Iterator[Batch]:
     """Batches in the order of the tables; up to `ahead` are decoded while one is used.
 
-    A batch is one task, so its thread never waits for others; OpenCV releases the interpreter lock.
+    A batch is one task, so its thread never waits for others; decoding releases the interpreter
+    lock.
     """
     cv2.setNumThreads(1)  # the pool's threads are the parallelism
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")

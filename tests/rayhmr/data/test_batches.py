@@ -216,6 +216,7 @@ def test_labels_are_the_stored_numbers(make_person):
     for name, shape in (("keypoints_3d", (49, 4)), ("betas", (10,))):
         stored = np.stack([getattr(p, name).astype(np.float32).reshape(shape) for p in people])
         np.testing.assert_array_equal(getattr(batch, name).numpy(), stored)
+    assert batch.sample_ids == tuple(f"made/{number:05d}/0" for number in range(5))
 
 
 def test_rotations_are_those_of_the_axis_angles(make_person):
