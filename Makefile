@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Browser tests need Chromium and its driver; without them they are left out, and said so.
 CHROMIUM := $(shell command -v chromedriver 2>/dev/null)
 ifeq ($(CHROMIUM),)
-SELECT := -m "not browser"
+SELECT := -m "not browser and not chaos"
 else
 SELECT :=
 endif
@@ -36,7 +36,7 @@ endif
 	$(BIN)/python -m pytest $(SELECT)
 
 test-fast: $(STAMP)  ## tests that start neither Ray nor a browser
-	$(BIN)/python -m pytest -m "not ray and not browser"
+	$(BIN)/python -m pytest -m "not ray and not browser and not chaos"
 
 # ruff without its cache, which keeps verdicts that a change in another file made wrong.
 lint: $(STAMP)  ## style and import rules
