@@ -1,15 +1,16 @@
-"""Folders that hold a model: bundles to use, training states to go on from. No pickle in either.
+"""Bundles: folders that hold a model to use. No pickle in them.
 
-bundle/                         training state/
-├── config.json                 ├── model.safetensors
-├── model.safetensors           ├── optimizer.safetensors
-├── body.json                   ├── state.safetensors
-├── metrics.json                ├── state.json
-├── README.md   (model card)    └── manifest.json
+bundle/
+├── config.json
+├── model.safetensors
+├── body.json
+├── metrics.json
+├── README.md   (model card)
 └── manifest.json
 
 A bundle names its body by hash and never contains the arrays: the embedded body is computed again,
-a licensed one must be at hand. `hmr.manifest` says how a damaged folder is found out.
+a licensed one must be at hand. `hmr.manifest` says how a damaged folder is found out, and
+`hmr.training_state` what a run goes on from.
 """
 
 from __future__ import annotations
@@ -21,10 +22,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hmr.body import Body
 from hmr.camera import FOCAL_LENGTH
@@ -36,8 +33,16 @@ from hmr.manifest import read_json, replaced_folder, verify, write_json, write_m
 from hmr.model import HMR, build_model
 from hmr.model_card import model_card
 from hmr.predictor import Predictor
+from hmr.training_state import TrainingState as TrainingState
+from hmr.training_state import capture_training_state as capture_training_state
+from hmr.training_state import load_model_weights as load_model_weights
+from hmr.training_state import load_training_state as load_training_state
+from hmr.training_state import read_state as read_state
+from hmr.training_state import save_training_state as save_training_state
+from hmr.training_state import write_training_state as write_training_state
+from hmr.weights import WEIGHTS as WEIGHTS
+from hmr.weights import load_tensors, load_weights, save_tensors
 
-WEIGHTS = "model.safetensors"
 BUNDLE_FILES = ("config.json", WEIGHTS, "body.json", "metrics.json", "README.md")
 CONVENTIONS = {
     "rotations": "6d interleaved",
@@ -45,99 +50,6 @@ CONVENTIONS = {
     "joint_set": "smpl24",
 }
 """What the weights assume and this code does; a bundle that assumes otherwise is refused."""
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(
-            f"{path}: not a safetensors file ({error}); make the folder anew"
-        ) from error
-
-
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copy `tensors` into the model; BundleError lists the names that do not fit."""
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in sorted(own.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - own.keys())]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & tensors.keys())
-        if own[name].shape != tensors[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise BundleError(
-            f"{source}: does not fit the configured model: {'; '.join(problems[:8])}{more}; "
-            "use the configuration that these weights were trained with"
-        )
-    model.load_state_dict(tensors)
-
-
-def save_training_state(
-    folder: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer, state: dict[str, Any]
-) -> None:
-    """Write weights, optimizer and `state` into an existing, empty folder.
-
-    state: plain JSON values and tensors, such as the bytes of a random generator's state.
-    """
-    folder = Path(folder)
-    _save_tensors(model.state_dict(), folder / WEIGHTS)
-    moments = {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-    _save_tensors(moments, folder / "optimizer.safetensors")
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    _save_tensors(tensors, folder / "state.safetensors")
-    write_json(folder / "state.json", {k: v for k, v in state.items() if k not in tensors})
-    write_manifest(folder, {"kind": "training state"})
-
-
-def load_training_state(
-    folder: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer
-) -> dict[str, Any]:
-    """Put weights and optimizer back bit for bit and return `state`; BundleError when the folder
-    is damaged or belongs to another model."""
-    folder = Path(folder)
-    load_model_weights(folder, model)
-    source = folder / "optimizer.safetensors"
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in _load_tensors(source).items():
-        number, _, name = key.partition(".")
-        if not number.isdecimal() or int(number) >= len(parameters):
-            raise BundleError(f"{source}: {key} belongs to none of {len(parameters)} parameters")
-        entry = entries.setdefault(int(number), {})
-        entry[name] = _laid_out_like(parameters[int(number)], value, f"{source}: {key}")
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
-    return read_json(folder / "state.json") | _load_tensors(folder / "state.safetensors")
-
-
-def _laid_out_like(parameter: Tensor, value: Tensor, what: str) -> Tensor:
-    """`value` with the strides of its parameter: fused optimizers walk both in memory order, so a
-    channels-last parameter with contiguous moments would silently get those of other weights."""
-    if value.ndim == 0:
-        return value
-    if value.shape != parameter.shape:
-        raise BundleError(
-            f"{what} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}; "
-            "use the configuration that this state was trained with"
-        )
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
-def load_model_weights(folder: str | os.PathLike[str], model: nn.Module) -> None:
-    """Only the weights of a training state or a bundle."""
-    folder = Path(folder)
-    verify(folder)
-    load_weights(model, _load_tensors(folder / WEIGHTS), folder / WEIGHTS)
 
 
 def _without_nan(value: Any) -> Any:
@@ -178,7 +90,7 @@ def save_bundle(
     target = Path(path)
     with replaced_folder(target) as partial:
         write_json(partial / "config.json", config)
-        _save_tensors(model.state_dict(), partial / WEIGHTS)
+        save_tensors(model.state_dict(), partial / WEIGHTS)
         write_json(partial / "body.json", described)
         write_json(partial / "metrics.json", metrics)
         card = model_card(settings, described, metrics, provenance)
@@ -232,7 +144,7 @@ def _network(folder: Path) -> tuple[HMR, dict[str, Any]]:
     """The model of a verified bundle, and its config.json."""
     config = read_json(folder / "config.json", required=("model", "box_padding", *CONVENTIONS))
     model = _build(config, folder)
-    load_weights(model, _load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    load_weights(model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return model, config
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,23 @@ from hmr.errors import ConfigError, HmrError
 
 GRID_CHANNELS = 32
 """Channels of the flattened grid of the small encoder."""
+
+
+class Encoder(nn.Module):
+    """What all encoders share: they can be frozen."""
+
+    out_features: int
+    frozen = False
+
+    def freeze(self) -> None:
+        """Leave weights and running statistics as they are from now on, whatever the mode of the
+        model: no parameter gets a gradient, and `train()` leaves the encoder in eval mode."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """See nn.Module.train."""
+        return super().train(mode and not self.frozen)
 
 
 class ResidualBlock(nn.Module):
@@ -45,7 +62,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(y + self.shortcut(x))
 
 
-class SmallEncoder(nn.Module):
+class SmallEncoder(Encoder):
     """ResNet-18's layout at a chosen width, with the last stage unstrided and no global pooling.
 
     Where a limb is matters more than that it is there: the grid (1/8 of the side; 1/16 from 96 px
@@ -86,7 +103,7 @@ class SmallEncoder(nn.Module):
         return self.reduce(self.stages(self.stem(images))).flatten(1)
 
 
-class TorchvisionEncoder(nn.Module):
+class TorchvisionEncoder(Encoder):
     """A torchvision classification model without its classifier."""
 
     def __init__(self, name: str, image_size: int, *, pretrained: bool) -> None:
