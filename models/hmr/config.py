@@ -23,6 +23,21 @@ class Section(BaseModel):
     )
 
 
+def _with_preset(
+    section: type[Section], presets: dict[str, dict[str, Any]], value: Any, path: str
+) -> Any:
+    """The given settings over those of the preset they name. path: the section's, for errors."""
+    given = {"preset": value} if isinstance(value, str) else value
+    if not isinstance(given, dict) or "preset" not in given:
+        return given
+    if given.keys() >= section.model_fields.keys():
+        raise ValueError(
+            f"preset {given['preset']!r} changes nothing, every amount is given as well; leave one "
+            f"of them out (to search over presets, search `{path}`, not its preset)"
+        )
+    return presets.get(str(given["preset"]), {}) | given
+
+
 class BodyConfig(Section):
     """Which body mesh. `body: embedded` and `body: path/to/body.npz` are short forms."""
 
@@ -63,29 +78,81 @@ class ModelConfig(Section):
     """A smpl_mean_params.npz as the regressor's start; default: upright rest pose."""
 
 
-class LossConfig(Section):
-    """Weights of the loss terms. Every term is a mean over the samples that carry its label."""
+# The weights of published losses as far as our terms go: 49 joints in the crop's frame, 3D ones
+# from the hips' mid-point, each term a mean over the people who carry its label, no adversary.
+_SPIN_LOSS: dict[str, Any] = {
+    "keypoints_2d": 5.0, "keypoints_3d": 5.0, "pose": 1.0, "pose_root": True, "betas": 0.001,
+    "v2v_l1": 0.0, "v2v_l2": 0.0, "camera": 1.0, "keypoint_error": "l2",
+    "iteration_weights": "final", "scale": 60.0,
+}  # fmt: skip
+_LOSS_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Its 3D mean runs over the 24 ground-truth joints, ours over all 49: labels of those 24 alone
+    # weigh 24/49 of SPIN's. Its 2D mean runs over the 49, but without OpenPose's by default.
+    "spin": _SPIN_LOSS,
+    # BEDLAM-HMR, whose 2D error is that of the crop (BEDLAM-CLIFF's is that of the full frame). Its
+    # 3D joints are SMPL's 24, not centred; the origin of our labels means nothing, so ours are.
+    "bedlam": _SPIN_LOSS | {"v2v_l1": 1.0, "pose_root": False},
+    # The course's final model: the vertices alone, with the true translation given. That trains no
+    # camera; with a camera to predict, add keypoints_2d and camera (as jobs/configs/final.yaml).
+    "eth": _SPIN_LOSS | {
+        "keypoints_2d": 0.0, "keypoints_3d": 0.0, "pose": 0.0, "betas": 0.0, "camera": 0.0,
+        "v2v_l1": 1.0, "v2v_l2": 1.0, "scale": 1.0,
+    },
+    # HMR2 sums over people and numbers: 0.01 a 2D and 0.05 a 3D coordinate, 0.001 a matrix entry,
+    # 0.0005 a shape coefficient. A person's sum is our mean times how many numbers it is over:
+    # 0.05 x 49 x 3, 0.001 x 24 x 9, 0.0005 x 10, and 0.01 x 49 x 2 / 2, as its crop spans 1 and
+    # ours 2. Left out: the sum over people, a factor which AdamW would not notice, the adversary
+    # (0.0005), and betas of zero as labels of people without any. Its 3D origin is MPII's pelvis,
+    # and it has no camera term.
+    "hmr2-like": _SPIN_LOSS | {
+        "keypoints_2d": 0.49, "keypoints_3d": 7.35, "pose": 0.216, "betas": 0.005, "camera": 0.0,
+        "keypoint_error": "l1", "scale": 1.0,
+    },
+}  # fmt: skip
 
+
+class LossConfig(Section):
+    """Weights of the loss terms. Every term is a mean over the people who carry its label.
+    `losses: spin` is a short form of `losses: {preset: spin}`."""
+
+    # Not written out, as in AugmentConfig.
+    preset: Literal["default", "spin", "bedlam", "eth", "hmr2-like"] = Field(
+        "default", exclude=True
+    )
+    """Where the numbers below start: `default` as written here, or a published loss (SPIN's,
+    BEDLAM-HMR's, the ETH course's, HMR2's without its adversary); numbers that are given win."""
     keypoints_2d: float = Field(5.0, ge=0)
     """Weight of the reprojection error of the 49 joints, crop in [-1, 1]."""
     keypoints_3d: float = Field(5.0, ge=0)
     """Weight of the error of the 49 joints in metres, hips' mid-point at the origin."""
     pose: float = Field(1.0, ge=0)
     """Weight of the squared error of the 24 rotation matrices."""
+    pose_root: bool = True
+    """Whether `pose` counts the root's rotation; without it, the mean is over 23 matrices and only
+    joints and vertices tell which way a person faces."""
     betas: float = Field(0.001, ge=0)
     """Weight of the squared error of the shape coefficients."""
-    vertices: float = Field(0.0, ge=0)
-    """Weight of the L1 error of the vertices in metres; above 0 every vertex is computed."""
-    vertices_l2: float = Field(0.0, ge=0)
-    """Weight of the squared error of the vertices' coordinates, in square metres."""
+    v2v_l1: float = Field(0.0, ge=0)
+    """Weight of the L1 error of the vertices' coordinates, in metres; above 0 every vertex of the
+    last step is computed."""
+    v2v_l2: float = Field(0.0, ge=0)
+    """Weight of the squared error of the vertices' coordinates, in square metres; as above."""
     camera: float = Field(1.0, ge=0)
     """Weight of exp(-10 s)^2, which keeps the camera's scale s positive."""
     keypoint_error: Literal["l1", "l2"] = "l2"
     """Error of the keypoint terms: `l2` is SPIN's squared error, `l1` the absolute one."""
     iteration_weights: Literal["final", "all"] = "final"
-    """`final` supervises the last step only (SPIN); `all` adds the earlier steps at 1/4 each."""
+    """`final` supervises the last step only (SPIN); `all` every step, vertices excepted."""
+    discount: float = Field(0.5, gt=0, le=1)
+    """With `all`, step t of T weighs discount^(T - t): the last one 1, the one before it this."""
     scale: float = Field(60.0, gt=0)
     """Factor on the sum of all terms (60 in SPIN)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, value: Any) -> Any:
+        return _with_preset(cls, _LOSS_PRESETS, value, "train.losses")
 
 
 class OptimizerConfig(Section):
@@ -154,15 +221,7 @@ class AugmentConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, value: Any) -> Any:
-        given = {"preset": value} if isinstance(value, str) else value
-        if not isinstance(given, dict) or "preset" not in given:
-            return given
-        if given.keys() >= cls.model_fields.keys():
-            raise ValueError(
-                f"preset {given['preset']!r} changes nothing, every amount is given as well; leave "
-                "one of them out (to search over presets, search `train.augment`, not its preset)"
-            )
-        return _AUGMENT_PRESETS.get(str(given["preset"]), {}) | given
+        return _with_preset(cls, _AUGMENT_PRESETS, value, "train.augment")
 
 
 class TrainConfig(Section):
