@@ -4,18 +4,19 @@ The loop meets its surroundings in three places: a TrainContext (who am I, where
 a TrainData (batches of an epoch) and a callback for progress. It therefore runs the same in a unit
 test, in one process on a GPU machine, and under a cluster's launcher.
 
-After every epoch each rank calls `context.report` once; rank 0 adds a checkpoint. A run continues
-after the last complete epoch. Everything random is a function of (seed, epoch, rank), so a resumed
-run equals an uninterrupted one.
+Everything random is a function of (seed, epoch, step, rank), and a checkpoint names the step after
+which it was taken; so a run that resumes equals an uninterrupted one bit for bit, wherever inside
+an epoch it was cut.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,16 +25,19 @@ from torch import Tensor, nn
 
 from hmr.augment import augment
 from hmr.body import Body
-from hmr.checkpoint import load_training_state, save_training_state
 from hmr.config import TrainConfig
+from hmr.ema import Ema
 from hmr.errors import HmrError
+from hmr.exchange import Exchange, Wish
 from hmr.local_context import LocalContext as LocalContext
-from hmr.losses import hmr_losses
+from hmr.losses import hmr_losses, label_counts, weighted_terms
 from hmr.metrics import MetricAccumulator, person_errors
 from hmr.model import HMR
 from hmr.optimizer import GuardedAdamW
-from hmr.progress import Meter, print_progress
+from hmr.progress import print_progress
+from hmr.step_clock import StepClock
 from hmr.structures import Batch
+from hmr.training_state import capture_training_state, load_training_state, write_training_state
 
 
 class TrainContext(Protocol):
@@ -47,14 +51,27 @@ class TrainContext(Protocol):
         """The model as it trains here, for example wrapped for data-parallel gradients."""
         ...
 
-    def report(self, metrics: dict[str, float], checkpoint_dir: str | None) -> None:
-        """Called once an epoch by every rank with the same validation errors; only rank 0 brings a
-        checkpoint folder, which the context copies before it returns."""
-        ...
-
     def latest_checkpoint(self) -> str | None:
         """Local folder of the newest complete checkpoint, the same on all ranks; none for a fresh
         run."""
+        ...
+
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        """Keep a checkpoint, which `write` puts into a folder. Only rank 0 calls this; it returns
+        at once. HmrError when checkpoints cannot be written any more."""
+        ...
+
+    def report(self, metrics: dict[str, float], checkpoint: str) -> None:
+        """Called by every rank at the end of an epoch with the same metrics and the name under
+        which rank 0 saves its checkpoint."""
+        ...
+
+    def wish(self) -> Wish:
+        """What this rank wants before the next step; asked once a step."""
+        ...
+
+    def close(self) -> None:
+        """The run is over: wait until what was saved is there."""
         ...
 
 
@@ -63,8 +80,8 @@ class TrainData(Protocol):
 
     steps_per_epoch: int
 
-    def train_batches(self, epoch: int) -> Iterator[Batch]:
-        """Exactly `steps_per_epoch` batches."""
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of the steps from `first_step` on: `steps_per_epoch - first_step`."""
         ...
 
     def val_batches(self) -> Iterator[Batch]:
@@ -76,19 +93,19 @@ class TrainData(Protocol):
 class RunState:
     """Where a run stands, as a checkpoint keeps it.
 
-    epoch: finished epochs. step: optimizer steps, skipped ones included. history: what was reported
-    after each epoch.
+    epoch: finished epochs. step: optimizer steps, skipped ones included. step_in_epoch: those of
+    the unfinished epoch. history: what was reported after each epoch. sums: see `Exchange.sums`.
     """
 
     epoch: int = 0
     step: int = 0
-    skipped: int = 0
+    step_in_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def best(self) -> float:
-        """Lowest validation PA-MPJPE so far in mm; infinite before the first epoch ends."""
-        return min((m["val/pa_mpjpe_mm"] for m in self.history), default=math.inf)
+        """Lowest validation PA-MPJPE so far in mm; infinite before the first one."""
+        return min((m.get("val/pa_mpjpe_mm", math.inf) for m in self.history), default=math.inf)
 
 
 def reduced_precision(setting: str, device: torch.device) -> bool:
@@ -112,105 +129,215 @@ class Trainer:
 
     def __init__(
         self, config: TrainConfig, model: HMR, body: Body, data: TrainData, context: TrainContext,
-        log: Callable[[dict[str, Any]], None],
+        log: Callable[[dict[str, Any]], None], *, validating: bool = True,
     ) -> None:  # fmt: skip
         self.config, self.data, self.context, self.log = config, data, context, log
+        self.validating = validating
         self.model = model.to(context.device)
         self.body = body.to(context.device)
-        self.wrapped = context.prepare_model(self.model)
         self.total_steps = config.epochs * data.steps_per_epoch
         self.reduced = reduced_precision(config.precision, context.device)
-        self.optimizer = GuardedAdamW(self.model.parameters(), config.optimizer, self.total_steps)
+        self.optimizer = GuardedAdamW(
+            self.model, config.optimizer, self.total_steps,
+            freeze_encoder=config.freeze_encoder, max_skipped=config.max_skipped,
+        )  # fmt: skip
+        if config.compile:
+            self.model.encoder.compile()
+            self.model.regressor.compile()
+        self.wrapped = context.prepare_model(self.model)
+        self.ema = None if config.ema_decay is None else Ema(self.model, config.ema_decay)
+        self.exchange = Exchange(context.world_size, context.device)
         self.state = RunState()
-        self.skipped_before = 0
+        self.recent_ids: deque[tuple[str, ...]] = deque(maxlen=config.max_skipped)
+        self._saved_step = -1
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
         checkpoint = self.context.latest_checkpoint()
-        if checkpoint is not None:
-            state = load_training_state(checkpoint, self.model, self.optimizer.inner)
-            self.state = RunState(**state)
-            self.skipped_before = self.state.skipped
+        if checkpoint is None:
+            return
+        stored = load_training_state(checkpoint, self.model, self.optimizer.inner, self.ema)
+        self.exchange.restart(stored.pop("sums"))
+        self.optimizer.load({n: stored.pop(f"guard.{n}") for n in self.optimizer.state()})
+        self.state = RunState(**stored)
+        self._saved_step = self.state.step
+        if self.context.rank == 0:
+            self.log(
+                {
+                    "kind": "resume", "epoch": self.state.epoch + 1, "step": self.state.step,
+                    "checkpoint": checkpoint,
+                }
+            )  # fmt: skip
 
     def run(self) -> dict[str, float]:
-        """Train the epochs that are left; what was reported after the last one."""
+        """Train what is left; what was reported after the last epoch, and `stopped` = 1 when the
+        launcher wanted the run to end before."""
         while self.state.epoch < self.config.epochs:
-            metrics = self.train_epoch(self.state.epoch) | self.validate()
-            self.state.epoch += 1
-            self.state.skipped = self.skipped_before + self.optimizer.skipped
-            metrics |= {
-                "epoch": float(self.state.epoch), "step": float(self.state.step),
-                "skipped_steps": float(self.state.skipped),
-                "val/best_pa_mpjpe_mm": min(self.state.best, metrics["val/pa_mpjpe_mm"]),
-            }  # fmt: skip
-            self.state.history.append(metrics)
-            self.report(metrics)
+            stopped = self.train_epoch(self.state.epoch)
+            if stopped and self.state.step_in_epoch < self.data.steps_per_epoch:
+                self.stop()
+            else:
+                self.end_epoch()
+            if stopped and self.state.epoch < self.config.epochs:
+                return (self.state.history or [{}])[-1] | {"stopped": 1.0}
         return self.state.history[-1]
 
-    def report(self, metrics: dict[str, float]) -> None:
-        """Hand the epoch's metrics, and on rank 0 a checkpoint, to the launcher."""
-        if self.context.rank != 0:
-            self.context.report(metrics, None)
-            return
-        self.log({"kind": "epoch", **metrics})
-        folder = tempfile.mkdtemp(prefix="rayhmr-checkpoint-")
-        try:
-            save_training_state(folder, self.model, self.optimizer.inner, asdict(self.state))
-            self.context.report(metrics, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def end_epoch(self) -> None:
+        """Validate, keep a checkpoint, report."""
+        metrics = self.epoch_metrics()
+        if self.validating:
+            metrics |= self.validate()
+            metrics["val/best_pa_mpjpe_mm"] = min(self.state.best, metrics["val/pa_mpjpe_mm"])
+        self.state.epoch += 1
+        self.state.step_in_epoch = 0
+        self.exchange.restart()
+        metrics |= {
+            "epoch": float(self.state.epoch), "step": float(self.state.step),
+            "skipped_steps": float(self.optimizer.skipped),
+        }  # fmt: skip
+        self.state.history.append(metrics)
+        name = f"epoch-{self.state.epoch:04d}"
+        if self.context.rank == 0:
+            self.log({"kind": "epoch", **metrics})
+        self.save(name)
+        self.context.report(metrics, name)
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass; loss terms averaged over the epoch and all ranks, and this rank's times."""
-        rank, expected = self.context.rank, self.data.steps_per_epoch
-        torch.manual_seed(_seed_for(self.config.seed, epoch, rank, 0))  # dropout
-        generator = torch.Generator().manual_seed(_seed_for(self.config.seed, epoch, rank, 1))
+    def save(self, name: str) -> None:
+        """Rank 0 keeps a checkpoint of this moment."""
+        self._saved_step = self.state.step
+        if self.context.rank != 0:
+            return
+        guard = {f"guard.{name}": value for name, value in self.optimizer.state().items()}
+        captured = capture_training_state(
+            self.model, self.optimizer.inner,
+            asdict(self.state) | {"sums": self.exchange.sums} | guard, self.ema,
+        )  # fmt: skip
+        self.context.save(name, lambda folder: write_training_state(folder, captured))
+
+    def train_epoch(self, epoch: int) -> bool:
+        """The rest of an epoch, or until the launcher wants the run to end: whether it does."""
+        first, expected = self.state.step_in_epoch, self.data.steps_per_epoch
         self.wrapped.train()
-        number = 0
-        meter = Meter(self.context.world_size)
-        for number, batch in enumerate(meter.timed(self.data.train_batches(epoch)), start=1):
+        if first == 0:
+            self.exchange.restart()
+        self.clock = StepClock()
+        number = first
+        for number, batch in enumerate(
+            self.clock.timed(self.data.train_batches(epoch, first)), start=first + 1
+        ):
             if number > expected:
                 break
-            on_device = batch.to(self.context.device, non_blocking=True)
-            terms, skipped = self.train_step(augment(on_device, self.config.augment, generator))
-            meter.add(terms, skipped, len(batch))
-            if self.state.step % self.config.log_every == 0:
-                self.optimizer.refuse_divergence()
-                if rank == 0:
-                    self.log(self.facts(meter))
+            self.train_step(batch)
+            self.state.step_in_epoch = number
+            self.after_step()
+            if self.exchange.wish() is Wish.STOP:
+                return True
         if number != expected:
             raise HmrError(
-                f"epoch {epoch + 1}: rank {rank} got {'more than ' * (number > expected)}"
-                f"{min(number, expected)} batches, expected {expected}; "
-                "the data set changed while it was read"
+                f"epoch {epoch + 1}: rank {self.context.rank} got "
+                f"{'more than ' * (number > expected)}{min(number, expected)} batches, expected "
+                f"{expected}; the data set changed while it was read"
             )
-        self.optimizer.refuse_divergence()
-        losses = meter.mean_losses()
-        return {f"train/{name}": value for name, value in (losses | meter.rates()).items()}
+        self.refuse_divergence()
+        return False
 
-    def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Forward, backward, update: loss terms, and 1 when the update was left out, else 0."""
-        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.reduced):
-            prediction = self.wrapped(batch.images)
-        terms = hmr_losses(prediction, batch, self.body, self.config.losses)
-        self.optimizer.inner.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        skipped = self.optimizer.update(self.state.step)
+    def train_step(self, batch: Batch) -> None:
+        """Forward, backward, update."""
+        rank, step = self.context.rank, self.state.step
+        self.recent_ids.append(batch.sample_ids)
+        torch.manual_seed(_seed_for(self.config.seed, step, rank, 0))  # dropout
+        generator = torch.Generator().manual_seed(_seed_for(self.config.seed, step, rank, 1))
+        on_device = batch.to(self.context.device, non_blocking=True)
+        batch = augment(on_device, self.config.augment, generator)
+        counts = self.exchange.begin(label_counts(batch), len(batch), self.context.wish())
+        terms = self.gradients(batch, counts)
+        skipped = self.optimizer.update(step)
+        if self.ema is not None:
+            self.ema.update()
+        self.exchange.end(terms, skipped)
         self.state.step += 1
-        return terms, skipped
 
-    def facts(self, meter: Meter) -> dict[str, Any]:
-        """What the progress line says."""
-        rates = meter.rates()
+    def gradients(self, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+        """Leave the gradients of the whole step, this rank's part of which is `batch`, in the
+        parameters; this rank's share of the loss terms. counts: of all ranks."""
+        self.optimizer.inner.zero_grad(set_to_none=True)
+        parts = batch.parts(min(self.config.accumulate, len(batch)))
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            with self._without_exchange(number < len(parts)):
+                with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.reduced):
+                    prediction = self.wrapped(part.images)
+                terms = hmr_losses(prediction, part, self.body, self.config.losses, counts)
+                # Data-parallel training takes the mean over the ranks; the sum is meant.
+                (terms["loss"] * self.context.world_size).backward()
+            for name, value in terms.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        return sums
+
+    def _without_exchange(self, wanted: bool) -> Any:
+        """Gradients of all parts but the last stay on their rank."""
+        wrapped: Any = self.wrapped
+        return wrapped.no_sync() if wanted and self.context.world_size > 1 else nullcontext()
+
+    def after_step(self) -> None:
+        """What happens besides training at some steps."""
+        step, config = self.state.step, self.config
+        self.clock.step(self.exchange)
+        is_last = self.state.step_in_epoch == self.data.steps_per_epoch
+        if step % config.log_every == 0:
+            self.exchange.flush()
+            self.refuse_divergence()
+            self.clock.request(self.exchange, step)
+        if self.context.rank == 0 and (values := self.clock.ready()) is not None:
+            self.log(self.facts(values))
+        if is_last:
+            return
+        every = config.save_every
+        due = every is not None and self.state.step_in_epoch % every == 0
+        if due or self.exchange.wish() is Wish.CHECKPOINT:
+            self.exchange.flush()
+            self.save(f"step-{step:08d}")
+
+    def stop(self) -> None:
+        """Keep a checkpoint before the run ends early."""
+        self.exchange.flush()
+        if self._saved_step != self.state.step:
+            self.save(f"step-{self.state.step:08d}")
+
+    def refuse_divergence(self) -> None:
+        """HmrError, with names of samples, after too many skipped steps in a row."""
+        if not self.optimizer.diverged:
+            return
+        ids = [name for names in self.recent_ids for name in names]
+        if self.context.world_size > 1:
+            gathered: list[list[str]] = [[] for _ in range(self.context.world_size)]
+            dist.all_gather_object(gathered, ids)
+            ids = [name for names in gathered for name in names]
+        self.optimizer.refuse_divergence(ids)
+
+    def facts(self, values: dict[str, float]) -> dict[str, Any]:
+        """What the progress line says. values: of `StepClock`."""
         history = self.state.history
-        return rates | {
+        losses = {name: values.pop(name) for name in self.exchange.names}
+        return values | {
             "kind": "step", "epoch": self.state.epoch + 1, "epochs": self.config.epochs,
-            "step": self.state.step, "steps": self.total_steps, "losses": meter.losses(),
-            "lr": self.optimizer.inner.param_groups[0]["lr"],
-            "skipped_steps": self.skipped_before + self.optimizer.skipped,
-            "pa_mpjpe_mm": history[-1]["val/pa_mpjpe_mm"] if history else None,
-            "eta_s": (self.total_steps - self.state.step) * rates["step_s"],
+            "steps": self.total_steps, "losses": losses,
+            "weighted": weighted_terms(losses, self.config.losses),
+            "lr": self.optimizer.inner.param_groups[-1]["lr"],
+            "skipped_steps": self.optimizer.skipped,
+            "pa_mpjpe_mm": history[-1].get("val/pa_mpjpe_mm") if history else None,
+            "eta_s": (self.total_steps - values["step"]) * values["step_s"],
         }  # fmt: skip
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Loss terms averaged over the epoch's steps, and this rank's times."""
+        self.exchange.flush()
+        *sums, count, _ = self.exchange.sums.tolist()
+        means = {
+            f"train/{name}": value / count if count else math.nan
+            for name, value in zip(self.exchange.names, sums, strict=True)
+        }
+        return means | {f"train/{k}": v for k, v in self.clock.epoch_rates(self.exchange).items()}
 
     def validate(self) -> dict[str, float]:
         """Errors over the whole validation split, the same on every rank."""
@@ -218,21 +345,9 @@ class Trainer:
             # Each rank's batch norm has seen other people; the checkpoint will hold rank 0's.
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
-        self.model.eval()
-        accumulator = MetricAccumulator()
-        with torch.inference_mode():
-            for batch in self.data.val_batches():
-                on_device = batch.to(self.context.device)
-                labelled = on_device.has_smpl
-                if not labelled.any():
-                    continue
-                estimate = self.model(on_device.images).final[labelled]
-                accumulator.update(
-                    person_errors(
-                        estimate, on_device.rotmats[labelled], on_device.betas[labelled], self.body
-                    )
-                )
-        vector = accumulator.to_vector()
+        with self.ema.applied(self.model) if self.ema is not None else nullcontext():
+            self.model.eval()
+            vector = validation_errors(self.model, self.body, self.data.val_batches())
         if self.context.world_size > 1:
             vector = vector.to(self.context.device)
             dist.all_reduce(vector)
@@ -240,18 +355,45 @@ class Trainer:
         return {f"val/{name}": value for name, value in means.items()}
 
 
+def validation_errors(model: HMR, body: Body, batches: Iterator[Batch]) -> Tensor:
+    """The errors of a model in eval mode on these people, as a MetricAccumulator's vector."""
+    accumulator = MetricAccumulator()
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for batch in batches:
+            on_device = batch.to(device)
+            labelled = on_device.has_smpl
+            if not labelled.any():
+                continue
+            estimate = model(on_device.images).final[labelled]
+            accumulator.update(
+                person_errors(
+                    estimate, on_device.rotmats[labelled], on_device.betas[labelled], body
+                )
+            )
+    return accumulator.to_vector()
+
+
 def fit(
     config: TrainConfig, *, model: HMR, body: Body, data: TrainData, context: TrainContext,
-    log: Callable[[dict[str, Any]], None] = print_progress,
+    log: Callable[[dict[str, Any]], None] = print_progress, validating: bool = True,
 ) -> dict[str, float]:  # fmt: skip
     """Train `model` in place, from the context's newest checkpoint if it has one.
 
     Returns what was reported after the last epoch: `val/mpjpe_mm` and its like, `train/<term>`,
-    `train/images_per_s`, `epoch`, `step`, `skipped_steps`. `log` gets, on rank 0, a dict with
-    `kind` "step" every `config.log_every` steps and "epoch" after each epoch. HmrError after 10
-    steps in a row without a finite gradient.
+    `train/images_per_s`, `epoch`, `step`, `skipped_steps`; `stopped` = 1 when the context wanted
+    the run to end before. `log` gets, on rank 0, a dict with `kind` "resume", "step" every
+    `config.log_every` steps, "pictures" and "epoch". validating: whether the ranks measure the
+    validation errors themselves. HmrError after `config.max_skipped` steps in a row without a
+    finite gradient.
     """
     torch.set_num_threads(config.threads)
-    trainer = Trainer(config, model, body, data, context, log)
-    trainer.resume()
-    return trainer.run()
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not config.deterministic
+    trainer = Trainer(config, model, body, data, context, log, validating=validating)
+    try:
+        trainer.resume()
+        return trainer.run()
+    finally:
+        context.close()

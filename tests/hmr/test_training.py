@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from hmr.body import Body
 from hmr.camera import project_weak
-from hmr.checkpoint import load_model_weights
+from hmr.checkpoint import is_complete, load_model_weights
 from hmr.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from hmr.errors import HmrError
+from hmr.exchange import Wish
 from hmr.local_context import LocalContext
 from hmr.losses import hmr_losses
 from hmr.metrics import person_errors
@@ -77,8 +77,8 @@ class Data:
         self.train, self.val, self.at = train, val, at
         self.steps_per_epoch = len(train)
 
-    def train_batches(self, epoch: int) -> Iterator[Batch]:
-        for number, batch in enumerate(self.train):
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        for number, batch in enumerate(self.train[first_step:], start=first_step):
             self.at(epoch, number)
             yield batch
 
@@ -106,15 +106,15 @@ class RecordingContext(LocalContext):
     def __init__(self, folder: Path, rank: int = 0) -> None:
         super().__init__(folder, "cpu")
         self.rank = rank
-        self.checkpoints: list[str | None] = []
+        self.saved: list[str] = []
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
         self.wrapped = Recorder(model)
         return self.wrapped
 
-    def report(self, metrics: dict[str, float], checkpoint_dir: str | None) -> None:
-        self.checkpoints.append(checkpoint_dir)
-        super().report(metrics, checkpoint_dir)
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        self.saved.append(name)
+        super().save(name, write)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,12 @@ def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
         ours.state_dict().items(), theirs.state_dict().values(), strict=True
     ):
         assert torch.equal(one, other), name
+
+
+def latest_terms(trainer: Trainer) -> dict[str, float]:
+    """The loss terms of the latest step."""
+    trainer.exchange.flush()
+    return dict(zip(trainer.exchange.names, trainer.exchange.latest.tolist(), strict=True))
 
 
 def without_times(metrics: dict[str, float]) -> dict[str, float]:
@@ -246,6 +252,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [without_times(m) for m in cut.reports + resumed.reports] == reports
     assert metrics["epoch"] == 3
     assert metrics["step"] == 6
+
+
+@pytest.mark.parametrize(("epoch", "number"), [(0, 5), (1, 2), (2, 5)])
+@pytest.mark.parametrize("save_every", [1, 2, 4])
+def test_a_run_cut_inside_an_epoch_goes_on_there_and_loses_no_bit(
+    small_body: Body, val: list[Batch], run: Run, tmp_path: Path, epoch: int, number: int,
+    save_every: int,
+) -> None:  # fmt: skip
+    batches = [people(small_body, 3, seed) for seed in range(10, 16)]
+    config = FULL.model_copy(update={"save_every": save_every, "log_every": 1})
+    lines: dict[str, list[Any]] = {"whole": [], "cut": []}
+
+    def noted(name: str) -> Callable[[dict[str, Any]], None]:
+        def note(facts: dict[str, Any]) -> None:
+            if facts["kind"] == "step":
+                lines[name].append((facts["step"], facts["losses"]))
+
+        return note
+
+    whole = LocalContext(tmp_path / "whole", "cpu")
+    expected, _ = run(Data(batches, val), config, context=whole, log=noted("whole"))
+    cut = LocalContext(tmp_path / "run", "cpu")
+    with pytest.raises(PowerCutError):
+        run(Data(batches, val, power_cut_at(epoch, number)), config, context=cut, log=noted("cut"))
+    taken: list[tuple[int, int]] = []
+    data = Data(batches, val, lambda e, n: taken.append((e, n)))
+    resumed = LocalContext(tmp_path / "run", "cpu")
+    found, _ = run(data, config, model=new_model(seed=9), context=resumed, log=noted("cut"))
+    assert taken[0] == (epoch, number // save_every * save_every)
+    assert_same_weights(found, expected)
+    assert [without_times(m) for m in cut.reports + resumed.reports] == [
+        without_times(m) for m in whole.reports
+    ]
+    # Where a step was made twice, the same losses came out.
+    assert dict(lines["cut"]) == dict(lines["whole"])
+    assert len(dict(lines["whole"])) == 18
 
 
 def test_a_damaged_checkpoint_costs_one_epoch_and_no_bit(
@@ -364,6 +406,96 @@ def test_divergence_within_an_epoch_is_not_checkpointed(
     assert context.latest_checkpoint() is None
 
 
+def test_divergence_names_the_samples(train: list[Batch], val: list[Batch], run: Run) -> None:
+    bad = [
+        replace(without_finite_labels(train[0]), sample_ids=(f"walk/{n}/a", f"walk/{n}/b"))
+        for n in range(3)
+    ]
+    with pytest.raises(HmrError, match=r"3 steps in a row .*walk/1/a.*walk/2/b"):
+        run(Data([train[1], *bad], val), settings(max_skipped=3))
+
+
+# Wishes of the launcher, accumulation, averaged and frozen weights
+
+
+class WishingContext(LocalContext):
+    """Wants something before one step."""
+
+    def __init__(self, folder: Path, step: int, wanted: Wish) -> None:
+        super().__init__(folder, "cpu")
+        self.step, self.wanted, self.asked = step, wanted, 0
+
+    def wish(self) -> Wish:
+        self.asked += 1
+        return self.wanted if self.asked == self.step else Wish.NOTHING
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_a_run_that_is_told_to_stop_loses_no_step(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path, whole: Whole, step: int
+) -> None:
+    taken: list[tuple[int, int]] = []
+    data = Data(train, val, lambda epoch, number: taken.append((epoch, number)))
+    stopping = WishingContext(tmp_path / "run", step, Wish.STOP)
+    _, metrics = run(data, FULL, context=stopping)
+    assert metrics["stopped"] == 1
+    resumed = LocalContext(tmp_path / "run", "cpu")
+    found, _ = run(data, FULL, model=new_model(seed=9), context=resumed)
+    assert taken == [(epoch, number) for epoch in range(3) for number in range(2)]
+    assert_same_weights(found, whole[0])
+    assert [without_times(m) for m in stopping.reports + resumed.reports] == whole[1]
+
+
+def test_a_checkpoint_is_kept_when_the_launcher_wants_one(
+    data: Data, run: Run, tmp_path: Path, whole: Whole
+) -> None:
+    context = WishingContext(tmp_path / "run", 3, Wish.CHECKPOINT)
+    found, _ = run(data, FULL, context=context)
+    assert is_complete(tmp_path / "run/step-00000003")
+    assert_same_weights(found, whole[0])
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 50])
+def test_a_batch_in_parts_is_the_whole_batch(
+    train: list[Batch], val: list[Batch], run: Run, tmp_path: Path, accumulate: int
+) -> None:
+    """Batch norm would see the parts; a frozen encoder has none that learns."""
+    mixed = joined(*train)
+    has_smpl = torch.arange(len(mixed)) % 3 == 0
+    mixed = replace(mixed, has_smpl=has_smpl)
+    found = {}
+    for parts in (1, accumulate):
+        config = settings(
+            epochs=1, augment=PLAIN, accumulate=parts, freeze_encoder=True,
+            optimizer=OptimizerConfig(lr=1e-3, grad_clip=1.0),
+        )  # fmt: skip
+        found[parts] = run(
+            Data([mixed, mixed], val), config, model=new_model(dropout=0.0),
+            context=LocalContext(tmp_path / str(parts), "cpu"),
+        )  # fmt: skip
+    for one, other in zip(found[1][0].parameters(), found[accumulate][0].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-4)
+    assert found[1][1]["train/loss"] == pytest.approx(found[accumulate][1]["train/loss"], rel=1e-5)
+
+
+def test_averaged_weights_are_what_is_measured_and_survive_a_resume(
+    train: list[Batch], val: list[Batch], run: Run, small_body: Body, tmp_path: Path
+) -> None:
+    config = FULL.model_copy(update={"ema_decay": 0.5})
+    whole, metrics = run(Data(train, val), config, context=LocalContext(tmp_path / "a", "cpu"))
+    with pytest.raises(PowerCutError):
+        run(Data(train, val, power_cut_at(2, 0)), config)
+    found, again = run(Data(train, val), config, model=new_model(seed=9))
+    assert_same_weights(found, whole)
+    assert without_times(again) == without_times(metrics)
+    averaged = new_model(seed=9)
+    load_model_weights(tmp_path / "run/epoch-0003", averaged)
+    context = LocalContext(tmp_path / "c", "cpu")
+    trainer = Trainer(settings(), averaged, small_body, Data(train, val), context, print)
+    assert trainer.validate() == {name: metrics[name] for name in trainer.validate()}
+    assert not torch.equal(averaged.regressor.decpose.weight, whole.regressor.decpose.weight)
+
+
 # The data's promise
 
 
@@ -436,6 +568,7 @@ def test_validation_leaves_the_model_as_it_was(
     assert trainer.validate() == trainer.validate()
     assert_same_weights(trainer.model, before)  # running means of batch norm among them
     assert torch.equal(torch.get_rng_state(), draws)
+    trainer.state.step_in_epoch = 0
     trainer.train_epoch(1)
     assert trainer.model.training
 
@@ -470,32 +603,10 @@ def test_only_the_first_rank_writes_and_speaks(data: Data, run: Run, tmp_path: P
     context = RecordingContext(tmp_path / "run", rank=1)
     _, metrics = run(data, settings(log_every=1), context=context, log=facts.append)
     assert facts == []
-    assert context.checkpoints == [None, None]
+    assert context.saved == []
     assert context.reports[-1] == metrics
     assert metrics["val/count"] == 3
     assert not (tmp_path / "run").exists()
-
-
-def test_checkpoint_folders_are_removed_after_the_report(
-    data: Data, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    context = RecordingContext(tmp_path / "run")
-    run(data, settings(), context=context)
-    folders = [Path(folder) for folder in context.checkpoints if folder is not None]
-    assert len(set(folders)) == 2
-    assert all(folder.parent == scratch for folder in folders)
-    assert not list(scratch.iterdir())
-
-    class Refusing(RecordingContext):
-        def report(self, metrics: dict[str, float], checkpoint_dir: str | None) -> None:
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        run(data, settings(), context=Refusing(tmp_path / "other"))
-    assert not list(scratch.iterdir())
 
 
 def test_the_best_error_is_the_lowest_so_far() -> None:
@@ -550,11 +661,11 @@ def test_reduced_precision_changes_the_layers_and_little_of_the_loss(
         context = LocalContext(tmp_path / precision, "cpu")
         config = settings(precision=precision, augment=PLAIN)
         trainer = Trainer(config, model, small_body, Data(train, val), context, lambda f: None)
-        terms, _ = trainer.train_step(train[0])
+        trainer.train_step(train[0])
+        terms = latest_terms(trainer)
         assert set(dtypes) == {getattr(torch, precision)}
-        assert all(value.dtype == torch.float32 for value in terms.values())
         assert all(p.dtype == torch.float32 for p in model.parameters())
-        found[precision] = terms["loss"].item()
+        found[precision] = terms["loss"]
     assert found["float32"] != found["bfloat16"]
     assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.03)
 
@@ -564,15 +675,16 @@ def test_a_step_takes_the_loss_of_the_given_batch(
 ) -> None:
     model = new_model(dropout=0.0)
     before = copy.deepcopy(model).train()
-    config = settings(losses=LossConfig(vertices=1.0, iteration_weights="all"))
+    config = settings(augment=PLAIN, losses=LossConfig(v2v_l1=1.0, iteration_weights="all"))
     trainer = Trainer(config, model, small_body, data, LocalContext(tmp_path, "cpu"), print)
     batch = data.train[0]
-    terms, skipped = trainer.train_step(batch)
+    trainer.train_step(batch)
+    terms = latest_terms(trainer)
     expected = hmr_losses(before(batch.images), batch, small_body, config.losses)
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(terms[name], value)
-    assert skipped == 0
+        assert terms[name] == pytest.approx(value.item(), rel=1e-5)
+    assert trainer.optimizer.skipped == 0
     assert trainer.state.step == 1
     with torch.no_grad():
         again = hmr_losses(model(batch.images), batch, small_body, config.losses)
