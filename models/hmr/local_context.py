@@ -59,3 +59,7 @@ class LocalContext:
         """The newest folder whose files are all there and unchanged."""
         newest = self.store.newest()
         return None if newest is None else str(newest)
+
+    def close(self) -> None:
+        """Wait for the checkpoints that are being written."""
+        self.store.close()
