@@ -80,9 +80,10 @@ def capture_training_state(
     }
     values = {k: copy.deepcopy(v) for k, v in state.items() if not isinstance(v, Tensor)}
     copied = None
-    if any(value.is_cuda for content in files.values() for value in content.values()):
+    device = next(model.parameters()).device
+    if device.type == "cuda":
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(device))
     return TrainingState(tensors, values, copied)
 
 

@@ -1,4 +1,4 @@
-"""Bundles and training states: they come back bit for bit, and damage is found and named."""
+"""Bundles come back bit for bit, and damage is found and named."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from hmr.checkpoint import (
     is_complete,
     load_bundle,
     load_model_weights,
-    load_training_state,
     save_bundle,
     save_training_state,
     verify_bundle,
@@ -322,83 +321,3 @@ def test_the_card_of_a_users_body_speaks_of_its_licence(tmp_path: Path, body: Bo
     assert header["license"] == "other"
     assert "Max Planck" in text
     assert "Not measured." in text
-
-
-# Training states
-
-
-def train_step(model: HMR, optimizer: AdamW, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    final = model(random_images(seed)).final
-    target = torch.randn(final.rotmats.shape, generator=generator)
-    loss = (final.rotmats * target).mean() + final.betas.square().mean() + final.pred_cam.mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
-def new_run(*, fused: bool, seed: int = 0) -> tuple[HMR, AdamW]:
-    model = new_model(seed)
-    return model, AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, fused=fused)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, fused: bool) -> None:
-    model, optimizer = new_run(fused=fused)
-    for seed in range(3):
-        train_step(model, optimizer, seed)
-    save_training_state(tmp_path, model, optimizer, {"epoch": 1})
-    # Another seed: nothing may come from anywhere but the folder.
-    resumed, resumed_optimizer = new_run(fused=fused, seed=7)
-    assert load_training_state(tmp_path, resumed, resumed_optimizer) == {"epoch": 1}
-    for ours, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
-        for name, value in optimizer.state[theirs].items():
-            found = resumed_optimizer.state[ours][name]
-            assert torch.equal(found, value)
-            # A fused optimizer reads both in memory order.
-            assert found.stride() == value.stride()
-    for seed in range(3, 6):
-        train_step(model, optimizer, seed)
-        train_step(resumed, resumed_optimizer, seed)
-    for (name, expected), found in zip(
-        model.state_dict().items(), resumed.state_dict().values(), strict=True
-    ):
-        assert torch.equal(found, expected), name
-
-
-def test_state_takes_json_and_the_bytes_of_a_generator(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(3)
-    torch.rand(5, generator=generator)
-    state = {"step": 12, "history": [{"val/mpjpe_mm": 1 / 3}], "rng": generator.get_state()}
-    save_training_state(tmp_path, *new_run(fused=False), state)
-    expected = torch.rand(5, generator=generator)
-    found = load_training_state(tmp_path, *new_run(fused=False))
-    assert found["step"] == 12
-    assert found["history"] == state["history"]
-    assert found["rng"].dtype == torch.uint8
-    generator.set_state(found["rng"])
-    assert torch.equal(torch.rand(5, generator=generator), expected)
-
-
-def test_damaged_training_states_are_refused(tmp_path: Path) -> None:
-    model, optimizer = new_run(fused=True)
-    train_step(model, optimizer, 0)
-    save_training_state(tmp_path, model, optimizer, {})
-    file = tmp_path / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(BundleError, match=r"optimizer\.safetensors: sha256"):
-        load_training_state(tmp_path, *new_run(fused=True))
-
-
-def test_the_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
-    model, optimizer = new_run(fused=False)
-    train_step(model, optimizer, 0)
-    save_training_state(tmp_path, model, optimizer, {})
-    with pytest.raises(BundleError, match="belongs to none of 1 parameters"):
-        load_training_state(tmp_path, model, AdamW([next(model.parameters())]))
-    reordered = AdamW(list(model.parameters())[::-1])
-    with pytest.raises(BundleError, match="its parameter is"):
-        load_training_state(tmp_path, model, reordered)
-    wider = build_model(CONFIG.model_copy(update={"hidden": 24}))
-    with pytest.raises(BundleError, match=r"fc1\.weight is \(16, .*the model has \(24, "):
-        load_training_state(tmp_path, wider, AdamW(wider.parameters()))
