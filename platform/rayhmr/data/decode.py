@@ -7,6 +7,7 @@ the smaller picture cannot show: an eighth, a quarter or half of the side costs 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -25,7 +26,7 @@ _SOFT = 1.5
 agrees with the average over the area and takes a fifth of its time."""
 
 
-def decode_square(content: bytes, out: np.ndarray) -> int:
+def decode_square(content: bytes | memoryview, out: np.ndarray) -> int:
     """Decode a square JPEG of any side into `out` (S, S, 3) uint8 RGB; the side it is stored with.
 
     A larger crop becomes the average over the area of each pixel: within 3 levels of 255 in the
@@ -58,7 +59,7 @@ def _factor(side: int, wanted: int) -> int:
 
 
 def decode_all(
-    ids: Sequence[str], contents: Sequence[bytes | None], image_size: int
+    ids: Sequence[str], contents: Sequence[bytes | memoryview], image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crops as (B, S, S, 3) uint8 RGB and the sides (B,) int32 they are stored with.
 
@@ -68,7 +69,7 @@ def decode_all(
     sides = np.empty(len(contents), np.int32)
     for row, (sample_id, content) in enumerate(zip(ids, contents, strict=True)):
         try:
-            sides[row] = decode_square(content or b"", images[row])
+            sides[row] = decode_square(content, images[row])
         except ValueError as error:
             raise DataError(
                 f"{sample_id}: its picture in the shard is no square JPEG ({error}), so the file "
@@ -93,9 +94,18 @@ def decode_table(table: pa.Table, image_size: int) -> pa.Table:
     return table.set_column(place, "image", column).append_column(SIDE, pa.array(sides))
 
 
-def _encoded(table: pa.Table) -> tuple[list[str], list[bytes | None]]:
-    contents = pc.struct_field(table["image"], "bytes")
-    return table["sample_id"].to_pylist(), contents.to_pylist()
+def _encoded(table: pa.Table) -> tuple[list[str], list[memoryview]]:
+    """Names and JPEG of the rows, in the table's own memory; an absent picture has no bytes."""
+    contents: list[memoryview] = []
+    for chunk in pc.struct_field(table["image"], "bytes").chunks:
+        if len(chunk) == 0:
+            continue
+        _, offsets, data = chunk.buffers()
+        kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+        edges = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        view = memoryview(b"" if data is None else data).cast("B")
+        contents += [view[start:stop] for start, stop in itertools.pairwise(edges)]
+    return table["sample_id"].to_pylist(), contents
 
 
 def pixels(table: pa.Table, image_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -202,3 +202,21 @@ def test_a_task_names_the_damaged_row_too(table):
     rows[4]["image"]["bytes"] = b"no picture"
     with pytest.raises(DataError, match="made/00004/0: its picture"):
         decode_table(pa.Table.from_pylist(rows, SCHEMA), 48)
+
+
+def test_other_layouts_of_the_same_rows_give_the_same_pixels(table):
+    kind = pa.struct([pa.field("bytes", pa.large_binary()), pa.field("path", pa.string())])
+    place = table.schema.get_field_index("image")
+    large = table.set_column(place, "image", table["image"].cast(kind))
+    assert_same(to_batch(large, 48), to_batch(table, 48))
+    parts = [large.slice(0, 0), large.slice(3, 1), large.slice(4, 5)]
+    assert_same(to_batch(pa.concat_tables(parts), 48), to_batch(table.slice(3), 48))
+
+
+def test_a_row_without_a_picture_is_named(table):
+    rows = table.to_pylist()
+    rows[7]["image"]["bytes"] = None
+    with pytest.raises(DataError, match="made/00007/0: its picture"):
+        to_batch(pa.Table.from_pylist(rows, SCHEMA), 48)
+    with pytest.raises(DataError, match="made/00007/0: its picture"):
+        to_batch(pa.Table.from_pylist(rows[7:8], SCHEMA), 48)
