@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import socket
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,9 @@ def small(image_size: int, width: int = 4) -> SmallEncoder:
     return encoder
 
 
-def by_name(name: str, *, pretrained: bool = False) -> TorchvisionEncoder:
+def by_name(name: str, *, image_size: int = 64, pretrained: bool = False) -> TorchvisionEncoder:
     torch.manual_seed(0)
-    encoder = build_encoder(name, width=1, image_size=64, pretrained=pretrained)
+    encoder = build_encoder(name, width=1, image_size=image_size, pretrained=pretrained)
     assert isinstance(encoder, TorchvisionEncoder)
     return encoder
 
@@ -102,6 +104,37 @@ def test_resnet_features_are_those_before_the_classifier() -> None:
         torch.testing.assert_close(classifier(encoder(images)), reference(images))
 
 
+@pytest.mark.parametrize(
+    ("name", "image_size", "features"),
+    [
+        ("resnet18", 32, 512), ("convnext_tiny", 32, 768), ("efficientnet_b0", 64, 1280),
+        ("regnet_y_400mf", 32, 440), ("swin_t", 32, 768), ("vit_b_16", 32, 768),
+    ],
+)  # fmt: skip
+def test_one_of_each_family_learns(name: str, image_size: int, features: int) -> None:
+    """Every weight has a gradient (data-parallel training waits for all of them), and a small step
+    against it lowers the loss by about the step times its squared length."""
+    encoder = by_name(name, image_size=image_size).to(memory_format=torch.channels_last).eval()
+    assert encoder.out_features == features
+    images = torch.randn(2, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
+    target = torch.randn(2, features)
+
+    def loss() -> Tensor:
+        return (encoder(images) - target).square().mean()
+
+    before = loss()
+    before.backward()
+    gradients = {name: p.grad for name, p in encoder.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    squared = sum(float(g.double().square().sum()) for g in gradients.values() if g is not None)
+    assert math.isfinite(squared)
+    expected = 1e-3 * float(before.detach())
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter -= expected / squared * parameter.grad
+        assert float(before - loss()) == pytest.approx(expected, rel=0.3)
+
+
 def test_probing_the_feature_size_leaves_no_trace() -> None:
     encoder = by_name("resnet18")
     assert all(module.training for module in encoder.modules())
@@ -163,6 +196,26 @@ def test_missing_weights_name_the_file_and_the_cure(weights_file: Path) -> None:
     assert not isinstance(caught.value, ConfigError)
 
 
+def test_without_any_network_the_error_says_so(
+    weights_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    with pytest.raises(HmrError, match="Network is unreachable") as caught:
+        by_name("resnet18", pretrained=True)
+    message = str(caught.value)
+    assert message.startswith("model.pretrained=true: the ImageNet weights of resnet18 belong into")
+    assert str(weights_file) in message
+    assert f"https://download.pytorch.org/models/{weights_file.name}" in message
+    assert "set model.pretrained=false" in message
+    assert not weights_file.exists()
+
+
 class _Intruder:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -188,3 +241,35 @@ def test_pretrained_transformer_at_another_size_is_refused(weights_file: Path) -
     )
     with pytest.raises(ConfigError, match=r"model\.image_size=64.*vit_b_16"):
         by_name("vit_b_16", pretrained=True)
+
+
+# Frozen encoders
+
+
+@pytest.mark.parametrize("name", ["small", "efficientnet_b0"])
+def test_a_frozen_encoder_stays_as_it_is_in_a_model_that_trains(name: str) -> None:
+    """EfficientNet drops whole layers by chance in training; a frozen one does not."""
+    torch.manual_seed(0)
+    encoder = build_encoder(name, width=4, image_size=64)
+    encoder.freeze()
+    model = nn.Sequential(encoder, nn.Dropout(), nn.Linear(encoder.out_features, 2))
+    images = torch.randn(4, 3, 64, 64)
+    expected = encoder(images)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    for _ in range(2):
+        model.train()
+        assert torch.equal(encoder(images), expected)
+        model(images).sum().backward()
+    assert not any(module.training for module in encoder.modules())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert all(parameter.grad is not None for parameter in model[2].parameters())
+    assert model[1].training
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_an_encoder_that_is_not_frozen_follows_its_model() -> None:
+    encoder = small(64)
+    for mode in (False, True):
+        nn.Sequential(encoder).train(mode)
+        assert all(module.training is mode for module in encoder.modules())
