@@ -17,7 +17,6 @@ from typing import Any
 
 import optuna
 import ray
-import ray.train
 import yaml
 from ray import tune as ray_tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -25,23 +24,24 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from hmr.errors import HmrError
+from hmr.errors import ConfigError, HmrError
 from rayhmr import command_line
 from rayhmr.cluster import DRIVER_RESOURCE, connect
 from rayhmr.config import Dimension, TrainJob, TuneJob
-from rayhmr.data import stream
 from rayhmr.data.schema import DatasetInfo, read_info
 from rayhmr.report import text_table
+from rayhmr.run_checkpoints import best_epoch, repair_index
+from rayhmr.stopping import StopFlag
 from rayhmr.storage import Folder, absolute
 from rayhmr.telemetry import Board, say, watching
 from rayhmr.train import (
-    SCORE,
     WorkerTask,
     absolute_job,
-    best_checkpoint,
     claim_run,
+    data_order,
     register,
     run_training,
+    score_of,
     settings_of,
     show,
     write_bundle,
@@ -61,6 +61,11 @@ def with_settings(job: TrainJob, settings: dict[str, Any]) -> TrainJob:
 
 def check_space(job: TuneJob) -> None:
     """ConfigError when a searched path is no setting of a training, or a value is out of range."""
+    if job.trial.validate_in != "workers":
+        raise ConfigError(
+            f"trial.validate_in={job.trial.validate_in}: a search compares trials epoch by epoch, "
+            "so they validate by themselves; set it to workers"
+        )
     for path, dimension in job.space.items():
         for value in dimension.choice or (dimension.low, dimension.high):
             with_settings(job.trial, {path: value})
@@ -131,16 +136,23 @@ class Study:
     job: TuneJob
     info: DatasetInfo
     board: Board
+    stop: StopFlag
     folder: str
 
 
 def run_trial(settings: dict[str, Any], study: Study) -> None:
     """The driver of one trial: a Ray Train run that reports every epoch to the search."""
     trial_id = ray_tune.get_context().get_trial_id()
+    job, folder = with_settings(study.job.trial, settings), f"{study.folder}/{TRIALS}/{trial_id}"
     task = WorkerTask(
-        job=with_settings(study.job.trial, settings), info=study.info, board=study.board,
-        label=f"trial {trial_id}",
+        job=job, info=study.info, board=study.board, stop=study.stop, folder=folder,
+        lanes=_lanes(job), label=f"trial {trial_id}",
     )  # fmt: skip
+    repair_index(
+        Folder(folder),
+        lambda text: task.post({"kind": "warning", "text": text}),
+        score_of(job),
+    )
     # The same name after a crash of the driver: the trial goes on from its own checkpoint.
     run_training(
         task, storage=f"{study.folder}/{TRIALS}", name=trial_id, callbacks=[TuneReportCallback()]
@@ -150,8 +162,8 @@ def run_trial(settings: dict[str, Any], study: Study) -> None:
 class _Say(ray_tune.Callback):
     """Lines about trials as they end."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.ended = total, 0
+    def __init__(self, total: int, score: str) -> None:
+        self.total, self.score, self.ended = total, score, 0
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(trial, "ended")
@@ -162,10 +174,14 @@ class _Say(ray_tune.Callback):
     def _end(self, trial: Any, how: str) -> None:
         self.ended += 1
         last = trial.last_result or {}
-        score = f", pa {last[SCORE]:.1f}mm" if SCORE in last else ""
+        score = f", {last[self.score]:.1f}mm" if self.score in last else ""
         epochs = last.get("training_iteration", 0)
         say(f"trial {trial.trial_id} {how} after {epochs} epochs{score} ({self.ended} of "
             f"{self.total} trials)")  # fmt: skip
+
+
+def _lanes(trial: TrainJob) -> int:
+    return trial.data.lanes or trial.scaling.num_workers
 
 
 def _searcher(job: TuneJob) -> Searcher | None:
@@ -173,7 +189,7 @@ def _searcher(job: TuneJob) -> Searcher | None:
         return None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=job.seed)
-    return OptunaSearch(metric=SCORE, mode="min", sampler=sampler)
+    return OptunaSearch(metric=score_of(job.trial), mode="min", sampler=sampler)
 
 
 def _tuner(study: Study, folder: Folder) -> ray_tune.Tuner:
@@ -190,7 +206,7 @@ def _tuner(study: Study, folder: Folder) -> ray_tune.Tuner:
         trainable,
         param_space=space,
         tune_config=ray_tune.TuneConfig(
-            metric=SCORE, mode="min", num_samples=job.trials,
+            metric=score_of(job.trial), mode="min", num_samples=job.trials,
             max_concurrent_trials=_concurrency(job), search_alg=_searcher(job),
             scheduler=ASHAScheduler(
                 time_attr="training_iteration", grace_period=job.grace_epochs,
@@ -199,7 +215,8 @@ def _tuner(study: Study, folder: Folder) -> ray_tune.Tuner:
             ),
         ),
         run_config=ray_tune.RunConfig(
-            name=name, storage_path=storage, verbose=0, callbacks=[_Say(job.trials)],
+            name=name, storage_path=storage, verbose=0,
+            callbacks=[_Say(job.trials, score_of(job.trial))],
             failure_config=ray_tune.FailureConfig(max_failures=job.trial.max_failures),
         ),
     )  # fmt: skip
@@ -217,7 +234,7 @@ def trial_rows(results: ray_tune.ResultGrid, job: TuneJob) -> list[dict[str, Any
                 "trial": metrics.get("trial_id", "?"),
                 "status": "failed" if result.error else ended,
                 "epochs": epochs,
-                "pa_mpjpe_mm": metrics.get(SCORE),
+                "pa_mpjpe_mm": metrics.get("val/pa_mpjpe_mm"),
                 "mpjpe_mm": metrics.get("val/mpjpe_mm"),
                 **{path: (result.config or {}).get(path) for path in job.space},
                 "seconds": metrics.get("time_total_s"),
@@ -242,7 +259,7 @@ def _claim_study(folder: Folder, job: TuneJob, info: DatasetInfo) -> None:
         mode="json", include={"trials", "searcher", "seed", "grace_epochs", "reduction_factor"}
     )
     settings["space"] = {k: d.model_dump(mode="json") for k, d in job.space.items()}
-    claim_run(folder, settings | {"trial": settings_of(job.trial, info)})
+    claim_run(folder, settings | {"trial": settings_of(job.trial, info, _lanes(job.trial))})
 
 
 def tune(job: TuneJob) -> dict[str, Any]:
@@ -258,17 +275,14 @@ def tune(job: TuneJob) -> dict[str, Any]:
     check_space(job)
     info = read_info(job.trial.data.path)
     scaling = job.trial.scaling
-    stream.steps_per_epoch(
-        info, job.trial.data, batch_size=job.trial.train.batch_size,
-        num_workers=scaling.num_workers,
-    )  # fmt: skip
+    data_order(job.trial, info, _lanes(job.trial))
     folder = Folder(f"{job.storage}/{job.name}")
     _claim_study(folder, job, info)
     start = time.perf_counter()
     cpus = scaling.num_workers * scaling.cpus_per_worker + 1
     with connect(job.cluster, cpus, scaling.num_workers if scaling.use_gpu else 0):
         board = Board()
-        study = Study(job=job, info=info, board=board, folder=folder.location)
+        study = Study(job=job, info=info, board=board, stop=StopFlag(), folder=folder.location)
         with watching(board, show):
             results = _tuner(study, folder).fit()
         rows = trial_rows(results, job)
@@ -283,8 +297,8 @@ def tune(job: TuneJob) -> dict[str, Any]:
         settings = {path: (winner.config or {})[path] for path in job.space}
         best = with_settings(job.trial, settings)
         _write_tables(folder, rows, best)
-        run = ray.train.Result.from_path(f"{folder.location}/{TRIALS}/{rows[0]['trial']}")
-        checkpoint, metrics = best_checkpoint(run)
+        run = Folder(f"{folder.location}/{TRIALS}/{rows[0]['trial']}")
+        checkpoint, metrics = best_epoch(run, score_of(job.trial))
         figures = write_bundle(
             best, info, checkpoint, metrics, folder,
             {"study": job.name, "trial": rows[0]["trial"]},

@@ -95,6 +95,8 @@ def fetch_with_ray(
     def fetch(windows: Sequence[Window]) -> Iterator[pa.Table]:
         import ray.data
 
+        if not windows:
+            return
         names = [{"window": _to_json(window)} for window in windows]
         rows = ray.data.from_items(names, override_num_blocks=len(names)).map_batches(
             ReadWindows(location, decode), batch_size=1, batch_format="pyarrow",
