@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ from rayhmr.remote_place import place_of
 from rayhmr.storage import Folder
 
 INDEX: str = CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+WORST = sys.float_info.max
+"""Stands for a score that is no number. Ray writes NaN as null, on which its next start fails."""
 
 
 def repair_index(
@@ -46,7 +49,7 @@ def _repair(folder: Folder, say: Callable[[str], None], score: str) -> None:
     content = folder.read(INDEX) if folder.exists(INDEX) else None
     if content is None and not epochs:
         return
-    wrong, readable = _what_is_wrong(content, set(epochs), damaged)
+    wrong, readable = _what_is_wrong(content, set(epochs), damaged, score)
     if not wrong:
         return
     done = []
@@ -72,7 +75,7 @@ def _epochs(place: Place) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
 
 
 def _what_is_wrong(
-    content: bytes | None, epochs: set[str], damaged: dict[str, str]
+    content: bytes | None, epochs: set[str], damaged: dict[str, str], score: str
 ) -> tuple[str, bool]:
     """What to say about an index, nothing when it is right; and whether Ray could read it."""
     if content is None:
@@ -98,7 +101,10 @@ def _what_is_wrong(
     ):
         return "contradicts itself", False
     problems = []
-    for name in listed:
+    for result in index.checkpoint_results:
+        name = result.checkpoint_dir_name
+        if result.metrics.get(score, WORST) is None:
+            problems.append(f"has null as the score of {name}")
         if name in damaged:
             problems.append(f"lists {name}, which is damaged ({damaged[name]})")
         elif name not in epochs:
@@ -123,10 +129,13 @@ def _index_of(epochs: dict[str, dict[str, float]], damaged: dict[str, str], scor
     training will write again under the same name: Ray would take the new one for the old.
     """
     latest = max(epochs, key=number_of)
-    rubbish = {n: {score: math.nan} for n in damaged if number_of(n) < number_of(latest)}
+    rubbish = {n: {score: WORST} for n in damaged if number_of(n) < number_of(latest)}
     # Without a score an epoch still waits for its validation, which Ray then starts again.
     pending = [name for name, metrics in epochs.items() if score not in metrics]
     known: dict[str, dict[str, float]] = rubbish | epochs
+    for name in known.keys() - set(pending):
+        if not math.isfinite(known[name][score]):
+            known[name] = known[name] | {score: WORST}
     ranked = sorted(known, key=lambda name: _rank(known[name], score, name))
     results = {n: {"checkpoint_dir_name": n, "metrics": known[n]} for n in ranked}
     state: dict[str, Any] = {
@@ -144,10 +153,9 @@ def _index_of(epochs: dict[str, dict[str, float]], damaged: dict[str, str], scor
     return written
 
 
-def _rank(metrics: dict[str, float], score: str, name: str) -> tuple[int, float, int]:
+def _rank(metrics: dict[str, float], score: str, name: str) -> tuple[bool, float, int]:
     """Sorts as Ray Train does, the worst first, the later of equal ones later; what has no score
     yet last, where it is safe."""
     if score not in metrics:
-        return 2, 0.0, number_of(name)
-    value = float(metrics[score])
-    return (0, 0.0, number_of(name)) if math.isnan(value) else (1, -value, number_of(name))
+        return True, 0.0, number_of(name)
+    return False, -float(metrics[score]), number_of(name)
