@@ -18,6 +18,7 @@ from hmr.body import Body
 from hmr.embedded_body import embedded_body
 from hmr.rotations import axis_angle_to_matrix
 from hmr.synthetic import Generator
+from rayhmr.benchmark_data import data_rates
 from rayhmr.config import BenchmarkJob
 from rayhmr.report import text_table
 from rayhmr.telemetry import say
@@ -133,7 +134,11 @@ def generator_rates(rounds: int, images: int = 64) -> tuple[list[dict[str, Any]]
 def benchmark(job: BenchmarkJob) -> dict[str, Any]:
     """Run the chosen measurements, print their tables, return their figures."""
     torch.set_num_threads(job.threads)
-    parts = {"body": body_ratios, "synthetic": generator_rates}
+    parts = {
+        "body": body_ratios,
+        "synthetic": generator_rates,
+        "data": lambda rounds: data_rates(rounds, job.threads),
+    }
     results: dict[str, Any] = {"threads": job.threads}
     for name in job.what:
         say(f"measuring {name} ({job.rounds} rounds, {job.threads} thread)")

@@ -116,3 +116,16 @@ def test_figures_of_the_chosen_measurements_are_rounded(monkeypatch, capsys):
     found = benchmark.benchmark(BenchmarkJob(what=("synthetic",), rounds=2))
     assert found == {"threads": 1, "r": 0.333}
     assert "measuring synthetic (2 rounds, 1 thread)" in capsys.readouterr().err
+
+
+def test_the_loaders_are_measured_with_the_jobs_rounds_and_threads(monkeypatch):
+    asked = []
+
+    def rates(*arguments):
+        asked.append(arguments)
+        return [{"loader": "ours"}], {"shards_over_classic_loader": 12.3456}
+
+    monkeypatch.setattr(benchmark, "data_rates", rates)
+    found = benchmark.benchmark(BenchmarkJob(what=("data",), rounds=3, threads=1))
+    assert asked == [(3, 1)]
+    assert found == {"threads": 1, "shards_over_classic_loader": 12.346}
