@@ -178,6 +178,14 @@ def rasterize(
     return Buffers(image, face_of, depth)
 
 
+def averaged(picture: np.ndarray, samples: int) -> np.ndarray:
+    """(H s, W s, …) to (H, W, …): the mean of each square of s x s samples."""
+    height, width = picture.shape[0] // samples, picture.shape[1] // samples
+    parts = picture.reshape(height, samples, width, samples, *picture.shape[2:])
+    mean: np.ndarray = parts.mean((1, 3), dtype=np.float32)
+    return mean
+
+
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """(V, 3) unit normals: the faces' normals, weighted by area, summed at their vertices."""
     points = np.ascontiguousarray(vertices, np.float64)

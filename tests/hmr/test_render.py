@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from hmr.body import Body
 from hmr.body_arrays import body_from_path, lbs_numpy
 from hmr.camera import perspective_projection
+from hmr.config import ModelConfig
+from hmr.errors import ConfigError
+from hmr.model import build_model
 from hmr.pose_prior import ARCHETYPES, rodrigues
+from hmr.predictor import Predictor
 from hmr.raster import Light, _draw_numpy, rasterize, shade, vertex_normals
-from hmr.render import error_colors, layer, overlay, portrait, turned
+from hmr.render import layer, overlay, portrait, turned, view
 
 UPRIGHT = np.diag([1.0, -1.0, -1.0])
 
@@ -198,8 +206,161 @@ def test_a_quarter_turn_shows_the_depth_as_width(body):
     assert (picture[0, 0] == [245, 246, 248]).all()
 
 
-def test_error_colours_run_from_blue_to_red():
-    none, half, most = error_colors(np.array([0.0, 50.0, 500.0]), 100.0)
-    assert none[2] > none[0]
-    assert most[0] > most[2]
-    assert half[1] > max(half[0], half[2])
+FLAT = Light(ambient=1.0, diffuse=0.0, sky=0.0, specular=0.0)
+"""Colours come out as they went in."""
+METRE_IS_PIXEL = ((1, 1), (0, 0))
+
+
+def test_coverage_and_colour_of_a_triangle_are_exact():
+    vertices, faces = triangle([(0, 0), (0, 4), (4, 4)])
+    image = np.full((6, 6, 3), 100, np.uint8)
+    # Of the four samples of a pixel on the diagonal one lies outside; of 64 samples, 28.
+    for samples, share in ((1, 1.0), (2, 0.75), (8, 36 / 64)):
+        options = {"colors": [(1.0, 0.5, 0.0)], "light": FLAT, "supersampling": samples}
+        color, alpha = layer([vertices], faces, (6, 6), *METRE_IS_PIXEL, **options)
+        expected = np.zeros((6, 6))
+        expected[:4, :4] = np.tril(np.ones((4, 4)), -1) + share * np.eye(4)
+        np.testing.assert_array_equal(alpha, expected)
+        np.testing.assert_allclose(color, expected[..., None] * [1.0, 0.5, 0.0], atol=1e-7)
+        result = overlay(image, [vertices], faces, *METRE_IS_PIXEL, opacity=1.0, **options)
+        assert result[2, 1].tolist() == [255, 128, 0]
+        mixed = 100 * (1 - share) + share * np.array([255, 127.5, 0])
+        np.testing.assert_array_equal(result[1, 1], mixed.round())
+        assert (result[expected == 0] == 100).all()
+
+
+def test_two_triangles_that_cross_show_the_nearer_one_at_each_pixel():
+    # One plane at depth 2; the other runs from depth 1 on the left to 3 on the right.
+    flat = np.array([[0, 0, 2], [0, 16, 2], [16, 0, 2]], float)
+    tilted = np.array([[0, 0, 1], [0, 8, 1], [24, 0, 3]], float)
+    faces = np.array([[0, 1, 2]])
+    for order in ([flat, tilted], [tilted, flat]):
+        colors = [(1, 0, 0) if mesh is flat else (0, 0, 1) for mesh in order]
+        image = np.zeros((8, 8, 3), np.uint8)
+        result = overlay(
+            image, order, faces, *METRE_IS_PIXEL, colors=colors, light=FLAT, opacity=1.0
+        )  # fmt: skip
+        assert result[0, 0].tolist() == [0, 0, 255], "on the left the tilted one is nearer"
+        assert result[0, 6].tolist() == [255, 0, 0], "on the right the flat one is"
+
+
+def test_a_person_at_the_edge_is_drawn_as_on_the_whole_frame(body):
+    mesh = posed(body, "run", (-0.9, 0.7, 3))
+    focal, center, size = (110.0, 120.0), (52.5, 40.0), (100, 80)
+    color, alpha = layer([mesh], body.faces, size, focal, center, colors=[(1, 1, 1)])
+    shaded = shade(vertex_normals(mesh, body.faces), np.ones(3), Light()).clip(0, 1)
+    whole = rasterize(
+        mesh, body.faces, shaded, focal=np.multiply(focal, 2), center=np.multiply(center, 2),
+        background=np.zeros((160, 200, 3)),
+    )  # fmt: skip
+    covered = (whole.face >= 0).reshape(80, 2, 100, 2).mean((1, 3))
+    assert alpha[-1].max() == 1, "it leaves the picture"
+    np.testing.assert_allclose(alpha, covered, atol=1e-6)
+    np.testing.assert_allclose(color, whole.color.reshape(80, 2, 100, 2, 3).mean((1, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [(0, 0, -3), (40, 0, 4), (0, 0, 0)])
+def test_who_is_outside_or_behind_leaves_the_photo_alone(body, place):
+    mesh = body.v_template * 0.01 + place
+    image = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
+    assert (overlay(image, [mesh], body.faces, (5, 5), (2, 2)) == image).all()
+
+
+@pytest.mark.parametrize("samples", [0, 9, 1.5])
+def test_a_wrong_number_of_samples_is_named(body, samples):
+    with pytest.raises(ConfigError, match=f"supersampling={samples}: must be a whole number"):
+        layer([body.v_template], body.faces, (8, 8), (8, 8), (4, 4), supersampling=samples)
+
+
+def test_the_same_bytes_in_every_thread_and_for_any_number_of_threads(body):
+    meshes = [posed(body, "sit"), posed(body, "wave", (0.3, 0, 5))]
+
+    def picture(_):
+        image = np.full((96, 96, 3), 90, np.uint8)
+        return overlay(image, meshes, body.faces, (110, 110), (48, 48)).tobytes()
+
+    with ThreadPoolExecutor(6) as pool:
+        drawn_together = set(pool.map(picture, range(24)))
+    assert drawn_together == {picture(0)}
+    code = """
+import hashlib, sys
+import numpy as np
+from hmr.render import portrait
+from hmr.render_lines import wireframe
+rng = np.random.default_rng(3)
+mesh, faces = rng.normal(0, 0.4, (60, 3)) + [0, 0, 4], rng.integers(0, 60, (90, 3))
+image = np.zeros((64, 64, 3), np.uint8)
+pictures = [portrait(mesh, faces, 64), wireframe(image, [mesh], faces, (90, 90), (32, 32))]
+print(hashlib.sha256(b"".join(p.tobytes() for p in pictures)).hexdigest())
+"""
+    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    digests = set()
+    for threads in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env=os.environ | dict.fromkeys(names, threads),
+        )  # fmt: skip
+        digests.add(done.stdout.strip())
+    (digest,) = digests
+    assert len(digest) == len(hashlib.sha256().hexdigest())
+
+
+def test_the_silhouette_covers_what_the_predictor_projects():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(image_size=32, encoder_width=4, hidden=32))
+    predictor = Predictor(model, Body.embedded())
+    image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
+    for person in predictor.predict(image, boxes=[[30, 20, 110, 140], [80, 10, 190, 130]]):
+        faces = predictor.body.arrays.faces
+        _, alpha = layer(
+            [person.vertices + person.cam_t], faces, (200, 150), person.focal_length,
+            person.principal_point, supersampling=8,
+        )  # fmt: skip
+        pixels = perspective_projection(
+            torch.tensor(person.vertices)[None], torch.tensor(person.cam_t)[None],
+            torch.tensor(person.focal_length)[None], torch.tensor(person.principal_point)[None],
+        )[0].numpy()  # fmt: skip
+        pixels = np.concatenate([pixels, person.joints_2d])
+        inside = ((pixels >= 0) & (pixels < [200, 150])).all(1)
+        columns, rows = pixels[inside].astype(int).T
+        assert inside.sum() > 3000
+        assert (alpha[rows, columns] > 0).mean() > 0.995, "tips are thinner than a sample"
+        near = np.zeros((152, 202), bool)
+        for dy in range(3):
+            for dx in range(3):
+                near[dy : dy + 150, dx : dx + 200] |= alpha > 0
+        assert near[rows + 1, columns + 1].all()
+
+
+def test_from_above_the_head_is_nearest_and_the_far_side_is_up(body):
+    mesh = posed(body, "tpose", (0.5, 0.2, 3))
+    above = turned(mesh, 0, 90)
+    np.testing.assert_allclose(np.ptp(above, axis=0), np.ptp(mesh, axis=0)[[0, 2, 1]])
+    assert above[:, 2].argmin() == mesh[:, 1].argmin()
+    assert above[:, 1].argmin() == mesh[:, 2].argmax()
+    np.testing.assert_allclose(above[:, 0], mesh[:, 0])
+
+
+def test_a_view_keeps_people_in_their_places(body):
+    near, far = posed(body, "stand", (-0.6, 0, 3)), posed(body, "stand", (0.6, 0, 5))
+    options = {"colors": [(1, 0, 0), (0, 0, 1)], "background": (255, 255, 255), "light": FLAT}
+    above = view([near, far], body.faces, 80, elevation=90, **options)
+
+    def middle(picture, channel):
+        """Of the pixels that are of this colour alone."""
+        others = [k for k in range(3) if k != channel]
+        rows, columns = np.nonzero((picture[..., others] < 40).all(-1))
+        return np.array([rows.mean(), columns.mean()])
+
+    red, blue = middle(above, 0), middle(above, 2)
+    assert blue[0] < red[0] - 20, "the farther one is higher up"
+    assert blue[1] > red[1] + 10, "the right one is on the right"
+    side = view([near, far], body.faces, 80, degrees=-90, **options)
+    assert middle(side, 0)[1] > middle(side, 2)[1] + 20, "from the right the near one is right"
+    assert abs(middle(side, 0)[0] - middle(side, 2)[0]) < 3
+
+
+def test_a_portrait_is_the_view_of_one_person(body):
+    mesh = posed(body, "walk")
+    expected = view([mesh], body.faces, 48, degrees=30, span_m=2.4)
+    assert (portrait(mesh, body.faces, 48, degrees=30, height_m=2.4) == expected).all()
