@@ -98,15 +98,17 @@ def data_order(job: TrainJob, info: DatasetInfo, lanes: int) -> EpochOrder:
     return order
 
 
-def shard_stream(task: WorkerTask, rank: int, world_size: int) -> ShardStream:
-    """This worker's part of the data, read by Ray Data."""
+def shard_stream(
+    task: WorkerTask, rank: int, world_size: int, epochs: int | None = None
+) -> ShardStream:
+    """This worker's part of the data, read by Ray Data. epochs: when not those of the job."""
     job, location = task.job, task.info.location
     in_tasks = job.data.decode_in == "tasks"
     decode = partial(decode_table, image_size=job.model.image_size) if in_tasks else None
     return ShardStream(
         task.info, config=job.data, fetch=fetch_with_ray(location, tasks=2, decode=decode),
         fetch_val=fetch_with_ray(location, tasks=2), batch_size=job.train.batch_size,
-        image_size=job.model.image_size, seed=job.train.seed, epochs=job.train.epochs,
+        image_size=job.model.image_size, seed=job.train.seed, epochs=epochs or job.train.epochs,
         lanes=task.lanes, rank=rank, world_size=world_size,
     )  # fmt: skip
 
