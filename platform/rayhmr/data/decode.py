@@ -2,7 +2,7 @@
 
 simplejpeg decodes straight into the batch's array, gives the pixels that OpenCV gives, and releases
 the interpreter lock. Where the stored crop is larger, the inverse cosine transform leaves out what
-the smaller picture cannot show: an eighth, a quarter or half of the side costs less than the whole.
+the smaller picture cannot show, which costs less than the whole.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from hmr.errors import ConfigError, DataError
 
 SIDE = "crop_side"
 """Column of a decoded table: side of the stored crop, in whose pixels its 2D keypoints are."""
-_SOFT = 1.5
-"""Below this reduction two neighbours in a row make up an output pixel anyhow: bilinear sampling
-agrees with the average over the area and takes a fifth of its time."""
+_EIGHTHS = (1, 2, 3, 4, 5)
+"""Parts of the side at which decoding and sampling cost less than decoding the whole and
+averaging."""
+_BILINEAR = 1.6
+"""Up to this reduction the two neighbours that bilinear sampling mixes along each axis are about
+the area of an output pixel, in a fifth of the time that averaging takes."""
 
 
 def decode_square(content: bytes | memoryview, out: np.ndarray) -> int:
@@ -37,25 +40,22 @@ def decode_square(content: bytes | memoryview, out: np.ndarray) -> int:
     height, width, *_ = simplejpeg.decode_jpeg_header(content)
     if height != width or height * width > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels")
-    factor = _factor(height, wanted)
-    side = height // factor
+    side = height * _eighths(height, wanted) // 8
     image = out if side == wanted else np.empty((side, side, 3), np.uint8)
-    simplejpeg.decode_jpeg(
-        content, min_height=side, min_width=side, min_factor=factor, buffer=image
-    )
+    simplejpeg.decode_jpeg(content, min_height=side, min_width=side, buffer=image)
     if side != wanted:
-        method = cv2.INTER_LINEAR if side <= _SOFT * wanted else cv2.INTER_AREA
+        method = cv2.INTER_LINEAR if side <= _BILINEAR * wanted else cv2.INTER_AREA
         cv2.resize(image, (wanted, wanted), dst=out, interpolation=method)
     return int(height)
 
 
-def _factor(side: int, wanted: int) -> int:
-    """By how much the decoder shrinks: the most that leaves the wanted side. Only whole results,
+def _eighths(side: int, wanted: int) -> int:
+    """Eighths of the side to decode: the fewest that leave the wanted side. Only whole results,
     since the decoder rounds up and the content would move away from its keypoints."""
-    factor = 1
-    while factor < 8 and side % (2 * factor) == 0 and side // (2 * factor) >= wanted:
-        factor *= 2
-    return factor
+    for part in _EIGHTHS:
+        if side * part % 8 == 0 and side * part >= 8 * wanted:
+            return part
+    return 8
 
 
 def decode_all(

@@ -67,13 +67,13 @@ def test_at_the_stored_side_the_pixels_are_those_of_opencv(pictures, options):
     ("stored", "wanted", "mean", "most"),
     [
         # Bilinear sampling alone.
-        (256, 224, 0.7, 30), (320, 224, 0.7, 30),
+        (256, 224, 0.7, 30), (320, 224, 0.7, 30), (333, 210, 0.8, 40),
         # The average over the area itself.
-        (384, 224, 0.01, 1), (251, 120, 0.01, 1),
+        (251, 120, 0.01, 1), (333, 64, 0.01, 1),
         # The decoder's own reduction.
-        (512, 256, 0.7, 20), (256, 64, 0.7, 20), (512, 64, 0.7, 20),
+        (384, 240, 1.5, 50), (384, 144, 1.5, 50), (512, 256, 0.7, 20), (256, 64, 0.7, 20), (512, 64, 0.7, 20),
         # The decoder's, then one of the others.
-        (512, 224, 2.0, 50), (480, 224, 2.0, 50), (300, 64, 3.0, 60), (512, 170, 2.0, 50),
+        (512, 224, 2.0, 50), (384, 224, 2.0, 50), (480, 224, 2.0, 50), (300, 64, 3.0, 60), (512, 170, 2.0, 50),
     ],
 )  # fmt: skip
 def test_a_smaller_picture_is_the_average_over_the_area(pictures, stored, wanted, mean, most):
