@@ -47,7 +47,8 @@ def perspective_projection(
     none: pixels are counted from it.
     """
     moved = points + translation[:, None]
-    focal = torch.as_tensor(focal, dtype=points.dtype, device=points.device)
+    # A number becomes a tensor on the device: to copy one there, the host would wait.
+    focal = focal.to(points) if isinstance(focal, Tensor) else points.new_full((), focal)
     if focal.ndim < 2:
         focal = focal.reshape(-1, 1)
     pixels = focal[:, None] * moved[..., :2] / moved[..., 2:]

@@ -28,6 +28,12 @@ HIPS = (joint49_index("gt_right_hip"), joint49_index("gt_left_hip"))
 Number = TypeVar("Number", float, Tensor)
 
 
+def _hips(joints: Tensor) -> tuple[Tensor, Tensor]:
+    """The right and the left one, (B, 1, ...). An index list would make the host wait for a GPU."""
+    right, left = HIPS
+    return joints[:, right : right + 1], joints[:, left : left + 1]
+
+
 def _weights_2d(batch: Batch) -> Tensor:
     """(B, 49, 1) confidence; data sets write unknown ones as negative numbers, too."""
     return batch.keypoints_2d[..., 2:].clamp_min(0)
@@ -36,7 +42,8 @@ def _weights_2d(batch: Batch) -> Tensor:
 def _weights_3d(batch: Batch) -> Tensor:
     """(B, 49, 1) confidence; without both hips a person has no origin to compare from."""
     confidence = batch.keypoints_3d[..., 3:].clamp_min(0)
-    return confidence * (confidence[:, HIPS] > 0).all(1, keepdim=True)
+    right, left = _hips(confidence)
+    return confidence * ((right > 0) & (left > 0))
 
 
 def label_counts(batch: Batch) -> Tensor:
@@ -51,15 +58,19 @@ def label_counts(batch: Batch) -> Tensor:
 def _share(difference: Tensor, weights: Tensor, kind: str, count: Tensor) -> Tensor:
     """Sum over the people of the mean of weights x error (B, ...), over `count` people.
 
-    A person counts as a whole, so one doubtful joint adds little, whoever else is in the batch.
+    weights: confidence, or bool. A person counts as a whole, so one doubtful joint adds little,
+    whoever else is in the batch.
     """
-    difference = torch.where(weights > 0, difference, 0.0)  # not even NaN may leave the padding
+    difference = difference.masked_fill(~(weights > 0), 0)  # not even NaN may leave the padding
     error = difference.abs() if kind == "l1" else difference.square()
-    return (error * weights).flatten(1).mean(1).sum() / count
+    if weights.dtype != torch.bool:
+        error = error * weights
+    return error.flatten(1).mean(1).sum() / count
 
 
 def _centred(joints: Tensor) -> Tensor:
-    return joints - joints[:, HIPS].mean(1, keepdim=True)
+    right, left = _hips(joints)
+    return joints - (right + left) / 2
 
 
 def _step_terms(
@@ -72,7 +83,7 @@ def _step_terms(
     difference_3d = _centred(joints) - _centred(batch.keypoints_3d[..., :3])
     first = 0 if config.pose_root else 1
     rotations = (estimate.rotmats - batch.rotmats)[:, first:].flatten(1)
-    has_smpl = batch.has_smpl.float()[:, None]
+    has_smpl = batch.has_smpl[:, None]
     kind = config.keypoint_error
     return {
         "keypoints_2d": _share(difference_2d, _weights_2d(batch), kind, count_2d),
@@ -89,7 +100,7 @@ def _vertex_terms(
     """Those of the two terms that have a weight. vertices: (B, V, 3) metres."""
     with torch.no_grad():
         target = body(batch.rotmats, batch.betas).vertices
-    difference, labelled = (vertices - target).flatten(1), batch.has_smpl.float()[:, None]
+    difference, labelled = (vertices - target).flatten(1), batch.has_smpl[:, None]
     kinds = {"v2v_l1": "l1", "v2v_l2": "l2"}
     return {
         name: _share(difference, labelled, kind, counts[2])
