@@ -54,6 +54,11 @@ class Batch:
         }  # fmt: skip
         return [Batch(**{n: t[number] for n, t in split.items()}) for number in range(count)]
 
+    def first(self, count: int) -> Batch:
+        """At most so many of its people."""
+        first: Batch = _map_tensors(self, lambda t: t[:count])
+        return replace(first, sample_ids=self.sample_ids[:count])
+
     def __len__(self) -> int:
         return self.images.shape[0]
 

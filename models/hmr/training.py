@@ -38,6 +38,10 @@ from hmr.progress import print_progress
 from hmr.step_clock import StepClock
 from hmr.structures import Batch
 from hmr.training_state import capture_training_state, load_training_state, write_training_state
+from hmr.validation_pictures import ValidationPictures, to_png
+
+PICTURED = 6
+"""People on a sheet of validation pictures."""
 
 
 class TrainContext(Protocol):
@@ -150,6 +154,7 @@ class Trainer:
         self.state = RunState()
         self.recent_ids: deque[tuple[str, ...]] = deque(maxlen=config.max_skipped)
         self._saved_step = -1
+        self._pictures: ValidationPictures | None = None
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -290,6 +295,8 @@ class Trainer:
             self.clock.request(self.exchange, step)
         if self.context.rank == 0 and (values := self.clock.ready()) is not None:
             self.log(self.facts(values))
+        if config.pictures_every and step % config.pictures_every == 0 and self.context.rank == 0:
+            self.show_pictures()
         if is_last:
             return
         every = config.save_every
@@ -297,6 +304,23 @@ class Trainer:
         if due or self.exchange.wish() is Wish.CHECKPOINT:
             self.exchange.flush()
             self.save(f"step-{step:08d}")
+
+    def show_pictures(self) -> None:
+        """Log a sheet of the same validation people as they are predicted now."""
+        if self._pictures is None:
+            for people in self.data.val_batches():
+                self._pictures = ValidationPictures(people.first(PICTURED), self.body)
+                break
+        if self._pictures is None:
+            return
+        images = self._pictures.batch.images.to(self.context.device)
+        with self.ema.applied(self.model) if self.ema is not None else nullcontext():
+            self.model.eval()
+            with torch.inference_mode():
+                estimate = self.model(images).final
+        self.model.train()
+        sheet = to_png(self._pictures.sheet(estimate))
+        self.log({"kind": "pictures", "step": self.state.step, "image": sheet})
 
     def stop(self) -> None:
         """Keep a checkpoint before the run ends early."""
@@ -323,11 +347,17 @@ class Trainer:
             "kind": "step", "epoch": self.state.epoch + 1, "epochs": self.config.epochs,
             "steps": self.total_steps, "losses": losses,
             "weighted": weighted_terms(losses, self.config.losses),
-            "lr": self.optimizer.inner.param_groups[-1]["lr"],
+            **self.rates_of_learning(),
             "skipped_steps": self.optimizer.skipped,
             "pa_mpjpe_mm": history[-1].get("val/pa_mpjpe_mm") if history else None,
             "eta_s": (self.total_steps - values["step"]) * values["step_s"],
         }  # fmt: skip
+
+    def rates_of_learning(self) -> dict[str, float]:
+        """`lr`, and `lr_encoder` where it is another."""
+        rates = [group["lr"] for group in self.optimizer.inner.param_groups]
+        different = len(rates) > 1 and rates[0] != rates[-1]
+        return {"lr": rates[-1]} | ({"lr_encoder": rates[0]} if different else {})
 
     def epoch_metrics(self) -> dict[str, float]:
         """Loss terms averaged over the epoch's steps, and this rank's times."""

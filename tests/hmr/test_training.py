@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -596,6 +598,22 @@ def test_progress_says_where_the_run_is(data: Data, run: Run) -> None:
         assert f["images_per_s"] > 0
     assert steps[0]["pa_mpjpe_mm"] == facts[0]["val/pa_mpjpe_mm"]
     assert steps[1]["pa_mpjpe_mm"] == facts[2]["val/pa_mpjpe_mm"]
+
+
+def test_pictures_show_the_same_people_and_disturb_nothing(
+    data: Data, run: Run, tmp_path: Path, whole: Whole
+) -> None:
+    facts: list[dict[str, Any]] = []
+    config = FULL.model_copy(update={"pictures_every": 2})
+    found, _ = run(data, config, log=facts.append)
+    assert_same_weights(found, whole[0])
+    sheets = [f for f in facts if f["kind"] == "pictures"]
+    assert [f["step"] for f in sheets] == [2, 4, 6]
+    pictures = [cv2.imdecode(np.frombuffer(f["image"], np.uint8), 1) for f in sheets]
+    side = pictures[0].shape[1] // 3
+    for picture in pictures[1:]:
+        assert np.array_equal(picture[:, : 2 * side], pictures[0][:, : 2 * side]), "crop and truth"
+        assert not np.array_equal(picture[:, 2 * side :], pictures[0][:, 2 * side :])
 
 
 def test_only_the_first_rank_writes_and_speaks(data: Data, run: Run, tmp_path: Path) -> None:
