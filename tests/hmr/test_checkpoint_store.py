@@ -211,6 +211,34 @@ def test_an_unfinished_copy_by_somebody_else_is_replaced(
     assert store.newest() == half
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_everything_is_on_the_disk_before_it_gets_its_name_and_the_name_after(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may lose whatever was not flushed, in any order."""
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        events.append(f"rename to {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    assert store.save(step_name(1), writer(1), wait=True)
+    named = events.index("rename to step-00000001")
+    before, after = events[:named], events[named + 1 :]
+    files = {"model.safetensors", "state.json", "manifest.json"}
+    assert files < set(before)
+    folder = next(name for name in before if name.endswith(".partial"))
+    assert max(map(before.index, files)) < len(before) - 1 - before[::-1].index(folder)
+    assert after == ["run"]
+
+
 # In the background
 
 
