@@ -1,4 +1,5 @@
-"""What a run tells people and files while it goes on: lines on stderr, metrics.jsonl, TensorBoard.
+"""What a run tells people and files while it goes on: lines on stderr, metrics.jsonl, TensorBoard,
+pictures.
 
 Facts are made in the training workers and shown by the driver. A `Board` carries them: an actor
 without CPU to which workers post and from which the driver takes. A worker never waits for it, and
@@ -8,6 +9,7 @@ a lost board costs lines, not the run.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -15,13 +17,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 
+from hmr.crops import decode_image
+from hmr.validation_pictures import to_png
+
 POLL_S = 1.0
+METRICS = "metrics.jsonl"
+PICTURES = "pictures"
 
 
 def say(text: str) -> None:
@@ -94,19 +102,49 @@ def worker_facts(rank: int) -> dict[str, Any]:
     return {"kind": "worker", "rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
 
 
+def numbers_of(facts: dict[str, Any]) -> dict[str, float]:
+    """The curves' names and values in a fact: `loss/<term>`, `weighted/<term>` and `step/<what>` of
+    a step, whatever has a `/` in its name of an epoch or a validation, nothing of other facts."""
+    if facts["kind"] in ("epoch", "validation"):
+        return {k: v for k, v in facts.items() if isinstance(v, float) and "/" in k}
+    if facts["kind"] != "step":
+        return {}
+    numbers = {f"loss/{_TOTAL.get(k, k)}": v for k, v in facts["losses"].items()}
+    numbers |= {f"weighted/{k}": v for k, v in facts.get("weighted", {}).items()}
+    return numbers | {f"step/{k}": facts[k] for k in _STEP_NUMBERS if facts.get(k) is not None}
+
+
+_TOTAL = {"loss": "total"}
+_STEP_NUMBERS = (
+    "lr", "lr_encoder", "images_per_s", "data_wait", "step_s", "grad_norm", "skipped_steps",
+)  # fmt: skip
+
+
 class RunLog:
-    """metrics.jsonl and TensorBoard events in a run's folder on this machine.
+    """metrics.jsonl, TensorBoard events and pictures/ in a run's folder on this machine.
 
     Each line of metrics.jsonl is one fact with the time it was written. A run that resumes appends;
-    of two lines with one step the later one counts.
+    `read_metrics` knows which lines count. Of a fact of kind "pictures" the image, PNG bytes or
+    (H, W, 3) uint8, becomes a file, which the line names. mirror: gets every fact, too.
+
+    Where the files cannot be written, lines are lost, not the run; it is said once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, mirror: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(logdir=str(folder / "tensorboard"), flush_secs=10)
+        self.folder, self._mirror, self._failed = folder, mirror, False
+        # Without a buffer, nothing of a line that could not be written comes later.
+        self._lines = (folder / METRICS).open("ab+", buffering=0)
+        self._torn = _ends_torn(self._lines)
+        self._board = SummaryWriter(
+            logdir=str(folder / "tensorboard"), flush_secs=10,
+            # The name alone has seconds; another start within one would write over the file.
+            filename_suffix=f".{time.time_ns()}",
+        )  # fmt: skip
 
     def __enter__(self) -> RunLog:
         return self
@@ -121,15 +159,94 @@ class RunLog:
         self._board.close()
 
     def write(self, facts: dict[str, Any]) -> None:
-        """Keep one fact; the numbers of steps and epochs also go to TensorBoard."""
-        self._lines.write(json.dumps({"time": round(time.time(), 3)} | facts) + "\n")
-        self._lines.flush()
-        if facts["kind"] == "step":
-            numbers = {f"step/{name}": value for name, value in facts["losses"].items()}
-            numbers |= {"step/lr": facts["lr"], "step/images_per_s": facts["images_per_s"]}
-        elif facts["kind"] == "epoch":
-            numbers = {k: v for k, v in facts.items() if isinstance(v, float) and "/" in k}
-        else:
-            return
-        for name, value in numbers.items():
+        """Keep one fact; numbers and pictures also go to TensorBoard."""
+        if facts["kind"] == "pictures" and not isinstance(facts["image"], bytes):
+            facts = facts | {"image": to_png(facts["image"])}
+        try:
+            self._keep(facts)
+        except OSError as error:
+            if not self._failed:
+                say(f"{self.folder}: cannot be written ({error}); lines are lost, the run goes on")
+            self._failed = True
+        if self._mirror is not None:
+            self._mirror(facts)
+
+    def _keep(self, facts: dict[str, Any]) -> None:
+        line = {"time": round(time.time(), 3)} | facts
+        if facts["kind"] == "pictures":
+            image = line.pop("image")
+            line["file"] = self._keep_picture(image, int(facts["step"]))
+            self._board.add_image(
+                "validation/people", decode_image(image), int(facts["step"]), dataformats="HWC"
+            )
+        elif facts["kind"] == "resume":
+            self._forget_after(int(facts["step"]))
+        self._append((json.dumps(line) + "\n").encode())
+        for name, value in numbers_of(facts).items():
             self._board.add_scalar(name, value, int(facts["step"]))
+
+    def _append(self, content: bytes) -> None:
+        if self._torn:
+            content = b"\n" + content
+        self._torn = True
+        while content:  # a file without a buffer may take a part
+            content = content[self._lines.write(content) :]
+        self._torn = False
+
+    def _keep_picture(self, image: bytes, step: int) -> str:
+        """The file's name in the run's folder."""
+        name = f"{PICTURES}/step-{step:08d}.png"
+        (self.folder / PICTURES).mkdir(exist_ok=True)
+        partial = self.folder / PICTURES / ".partial"
+        partial.write_bytes(image)
+        partial.replace(self.folder / name)
+        return name
+
+    def _forget_after(self, step: int) -> None:
+        """TensorBoard shows no earlier point of a later step any more."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self._board.file_writer.add_event(Event(step=step + 1, session_log=start))
+
+
+def _ends_torn(file: FileIO) -> bool:
+    """Whether the last line of a file has no end."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl that count, in the order they were written.
+
+    A run that resumes does some steps again. So a line takes the place of earlier ones of its kind
+    with the same or a later step, and a resume that of all earlier ones with a later step. What a
+    kill left of a line is passed over.
+    """
+    kept: list[dict[str, Any]] = []
+    later: dict[tuple[str | None, str], float] = {}
+    for line in reversed(list(_whole_lines(path))):
+        step = line.get("step")
+        if step is None:
+            kept.append(line)
+            continue
+        # Runs side by side have labels.
+        own, resumed = (line.get("label"), line["kind"]), (line.get("label"), "resume")
+        again = line["kind"] != "resume" and step >= later.get(own, math.inf)
+        if not again and step <= later.get(resumed, math.inf):
+            kept.append(line)
+        later[own] = min(step, later.get(own, math.inf))
+    return kept[::-1]
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for content in file:
+            try:
+                line = json.loads(content)
+            except ValueError:  # also of bytes that are no UTF-8
+                continue
+            if isinstance(line, dict) and "kind" in line:
+                yield line
