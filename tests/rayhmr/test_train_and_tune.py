@@ -106,6 +106,67 @@ def test_a_killed_worker_costs_nothing_but_time(uninterrupted, shards, tmp_path,
 
 
 @pytest.mark.ray
+def test_where_decoding_and_validation_happen_changes_no_weight(uninterrupted, shards, tmp_path):
+    job = job_for(
+        shards, tmp_path,
+        **{"data.decode_in": "tasks", "data.record_samples": True, "validate_in": "task",
+           "select_by": "mpjpe_mm", "train.save_every": 3, "keep_checkpoints": 3},
+    )  # fmt: skip
+    results = train(job)
+    run = Path(results["run"])
+    validated = [
+        json.loads((run / f"validation/epoch-{n:04d}.json").read_text()) for n in (1, 2, 3)
+    ]
+    scores = {n: found["val/mpjpe_mm"] for n, found in enumerate(validated, start=1)}
+    assert results["best_epoch"] == min(scores, key=scores.get)
+    assert results["mpjpe_mm"] == pytest.approx(min(scores.values()), abs=1e-3)
+    lines = map(json.loads, (Path(uninterrupted["run"]) / "metrics.jsonl").read_text().splitlines())
+    theirs = {f["epoch"]: f["val/mpjpe_mm"] for f in lines if f["kind"] == "epoch"}
+    assert {float(n): score for n, score in scores.items()} == pytest.approx(theirs, rel=1e-5)
+    last = load_file(run / "epoch-0003/model.safetensors")
+    expected = load_file(Path(uninterrupted["run"]) / "epoch-0003/model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in last.items())
+    seen = [
+        (line["epoch"], name)
+        for file in (run / "samples").iterdir()
+        for line in map(json.loads, file.read_text().splitlines()) for name in line["ids"]
+    ]  # fmt: skip
+    assert len(seen) == len(set(seen)) == 3 * 320, "every sample once in every epoch"
+
+
+@pytest.mark.ray
+def test_a_run_goes_on_with_another_number_of_workers(uninterrupted, shards, tmp_path):
+    """After SIGTERM, at the very next sample, and every sample of the epoch is seen once."""
+    job = job_for(shards, tmp_path, **{"data.record_samples": True, "train.log_every": 1})
+    seen = threading.Event()
+    show = train_module.show
+
+    def stop_inside_the_second_epoch(facts):
+        show(facts)
+        if facts["kind"] == "step" and facts["step"] == 14 and not seen.is_set():
+            seen.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "show", stop_inside_the_second_epoch)
+        with pytest.raises(SystemExit) as stopped:
+            train(job)
+    assert stopped.value.code == 143
+    results = train(with_settings(job, {"scaling.num_workers": 1}))
+    assert results["restarts"] == 0
+    samples = [
+        line
+        for file in (Path(results["run"]) / "samples").iterdir()
+        for line in map(json.loads, file.read_text().splitlines())
+    ]
+    for epoch in range(3):
+        ids = [name for line in samples if line["epoch"] == epoch for name in line["ids"]]
+        assert len(ids) == len(set(ids)) == 320
+    assert {line["rank"] for line in samples if line["epoch"] == 2} == {0}
+    assert {line["rank"] for line in samples if line["epoch"] == 0} == {0, 1}
+
+
+@pytest.mark.ray
 def test_the_same_command_again_changes_nothing_and_another_one_is_refused(uninterrupted, shards):
     folder = Path(uninterrupted["run"]).parents[1]
     before = weights(uninterrupted)

@@ -77,37 +77,6 @@ def decoded_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def shuffled(
-    tables: Iterable[pa.Table], *, batch_size: int, window: int, rng: np.random.Generator
-) -> Iterator[pa.Table]:
-    """Tables of exactly `batch_size` rows, drawn at random from windows of at least `window` rows.
-
-    What is left of a window goes into the next one; at the end fewer than `batch_size` rows are
-    left out. Encoded rows are moved, which costs far less than moving pixels.
-    """
-    rest: pa.Table | None = None
-    held: list[pa.Table] = []
-
-    def drawn(rows: pa.Table) -> pa.Table:
-        return rows.take(rng.permutation(len(rows)))
-
-    for table in tables:
-        held.append(table)
-        if sum(map(len, held)) < window:
-            continue
-        rest = drawn(pa.concat_tables(([rest] if rest is not None else []) + held).combine_chunks())
-        held = []
-        while len(rest) >= batch_size + window // 2:
-            yield rest.slice(0, batch_size)
-            rest = rest.slice(batch_size)
-    held = ([rest] if rest is not None else []) + held
-    if not held:
-        return
-    rest = drawn(pa.concat_tables(held).combine_chunks())
-    for start in range(0, len(rest) - batch_size + 1, batch_size):
-        yield rest.slice(start, batch_size)
-
-
 def read_tables(
     info: DatasetInfo, split: str, batch_size: int, columns: Sequence[str] = TRAINING_COLUMNS
 ) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""Rows to batches: none is lost or comes twice, the order is drawn, the numbers are right."""
+"""Rows to batches: none is lost or comes twice, and the numbers are right."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from hmr.crops import decode_image, encode_jpeg
@@ -21,82 +19,10 @@ from rayhmr.data.batches import (
     decoded_ahead,
     read_batches,
     read_tables,
-    shuffled,
     smpl_labels,
     to_batch,
 )
 from rayhmr.data.schema import SCHEMA, DatasetInfo, encode_shard
-
-# Shuffling
-
-
-def numbered(count, piece, pulled=None):
-    """Rows 0..count-1 with their number as text, in tables of `piece` rows."""
-    for start in range(0, count, piece):
-        numbers = range(start, min(start + piece, count))
-        if pulled is not None:
-            pulled.append(len(numbers))
-        yield pa.table({"n": list(numbers), "text": [f"row {n}" for n in numbers]})
-
-
-def order_of(tables):
-    return [n for table in tables for n in table["n"].to_pylist()]
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    count=st.integers(0, 90),
-    piece=st.integers(1, 40),
-    batch_size=st.integers(1, 12),
-    window=st.integers(1, 60),
-    seed=st.integers(0, 1000),
-)
-def test_shuffling_gives_full_batches_and_every_row_at_most_once(
-    count, piece, batch_size, window, seed
-):
-    rng = np.random.default_rng(seed)
-    tables = list(shuffled(numbered(count, piece), batch_size=batch_size, window=window, rng=rng))
-    assert [len(table) for table in tables] == [batch_size] * (count // batch_size)
-    order = order_of(tables)
-    assert len(set(order)) == len(order)
-    assert set(order) <= set(range(count)), "less than one batch is left out"
-    for table in tables:
-        assert table["text"].to_pylist() == [f"row {n}" for n in table["n"].to_pylist()]
-
-
-def test_the_order_is_a_function_of_the_seed():
-    def order(seed):
-        rng = np.random.default_rng(seed)
-        return order_of(shuffled(numbered(300, 25), batch_size=10, window=80, rng=rng))
-
-    assert order(1) == order(1)
-    assert order(1) != order(2)
-
-
-@pytest.mark.parametrize("window", [500, 5000])
-def test_rows_really_change_places(window):
-    rng = np.random.default_rng(0)
-    tables = list(shuffled(numbered(2000, 100), batch_size=20, window=window, rng=rng))
-    order = np.array(order_of(tables))
-    # A row of a window lands anywhere in it: a third of the window away on average.
-    assert np.abs(order - np.arange(2000)).mean() > min(window, 2000) / 5
-    neighbours = np.abs(np.diff(order)) == 1
-    assert neighbours.mean() < 0.02
-    within = np.corrcoef(order[:200], np.arange(200))[0, 1]
-    assert abs(within) < 0.25, "the early rows of a window do not come first"
-
-
-def test_shuffling_holds_a_window_and_not_the_whole_stream():
-    pulled = []
-    tables = shuffled(
-        numbered(10_000, 100, pulled), batch_size=20, window=500, rng=np.random.default_rng(0)
-    )
-    next(tables)
-    assert sum(pulled) == 500
-    for _ in range(100):
-        next(tables)
-    assert sum(pulled) <= 101 * 20 + 2 * 500
-
 
 # Decoding ahead
 
