@@ -371,11 +371,12 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Errors over the whole validation split, the same on every rank."""
-        if self.context.world_size > 1:
-            # Each rank's batch norm has seen other people; the checkpoint will hold rank 0's.
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, src=0)
         with self.ema.applied(self.model) if self.ema is not None else nullcontext():
+            if self.context.world_size > 1:
+                # Each rank's batch norm has seen other people, and its average as well; the
+                # checkpoint will hold rank 0's.
+                for buffer in self.model.buffers():
+                    dist.broadcast(buffer, src=0)
             self.model.eval()
             vector = validation_errors(self.model, self.body, self.data.val_batches())
         if self.context.world_size > 1:

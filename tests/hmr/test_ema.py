@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,6 +235,71 @@ def test_another_model_of_the_kind_can_borrow_it() -> None:
     del average[UPDATES]
     assert_same_bits(found, average)
     assert_same_bits(other.state_dict(), before)
+
+
+_RANK = """
+import sys, torch, torch.distributed as dist
+from types import SimpleNamespace
+from hmr.body import Body
+from hmr.config import ModelConfig, TrainConfig
+from hmr.model import build_model
+from hmr.structures import Batch
+from hmr.training import Trainer
+
+body = Body.embedded()
+
+def validated(rank, world_size, decay, updates_of):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(encoder_width=4, image_size=32, hidden=16, n_iter=1))
+    torch.nn.init.normal_(model.regressor.decpose.weight)
+    g = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=g)
+    people = Batch(  # who they are does not matter
+        images=images, keypoints_2d=torch.zeros(3, 49, 3), keypoints_3d=torch.zeros(3, 49, 4),
+        rotmats=torch.eye(3).repeat(3, 24, 1, 1), betas=torch.zeros(3, 10),
+        has_smpl=torch.ones(3, dtype=torch.bool),
+    )
+    context = SimpleNamespace(
+        rank=rank, world_size=world_size, device=torch.device("cpu"), prepare_model=lambda m: m
+    )
+    data = SimpleNamespace(steps_per_epoch=1, val_batches=lambda: [people])
+    config = TrainConfig(ema_decay=decay)
+    trainer = Trainer(config, model, body, data, context, print)
+    g = torch.Generator().manual_seed(10 + updates_of)
+    for _ in range(2):  # each rank sees other people
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(torch.randn(buffer.shape, generator=g))
+        if trainer.ema is not None:
+            trainer.ema.update()
+    return trainer.validate()
+
+rank = int(sys.argv[1])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+for decay in (None, 0.5):
+    found = validated(rank, 2, decay, updates_of=rank)
+    for other in (0, 1):
+        expected = validated(0, 1, decay, updates_of=other)
+        same = abs(found["val/mpjpe_mm"] - expected["val/mpjpe_mm"]) < 1e-3
+        assert same == (other == 0), (decay, found, expected)
+dist.destroy_process_group()
+"""
+
+
+def test_all_ranks_validate_what_rank_0_saves(tmp_path: Path) -> None:
+    """Their statistics differ, averaged or not."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RANK, str(rank), str(tmp_path / "store")],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    ended = [(process.communicate(timeout=300)[1], process.returncode) for process in ranks]
+    for errors, code in ended:
+        assert code == 0, errors
 
 
 # Going on
