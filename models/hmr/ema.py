@@ -40,7 +40,7 @@ class Ema:
             for name, value in current.items()
         }
         averaged = [name for name, value in current.items() if value.is_floating_point()]
-        copied = [name for name in current if name not in set(averaged)]
+        copied = [name for name, value in current.items() if not value.is_floating_point()]
         self._averaged = _pairs(self._average, current, averaged)
         self._copied = _pairs(self._average, current, copied)
 
