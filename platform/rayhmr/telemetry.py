@@ -24,9 +24,6 @@ from typing import Any
 
 import ray
 
-from hmr.crops import decode_image
-from hmr.validation_pictures import to_png
-
 POLL_S = 1.0
 METRICS = "metrics.jsonl"
 PICTURES = "pictures"
@@ -161,6 +158,8 @@ class RunLog:
     def write(self, facts: dict[str, Any]) -> None:
         """Keep one fact; numbers and pictures also go to TensorBoard."""
         if facts["kind"] == "pictures" and not isinstance(facts["image"], bytes):
+            from hmr.validation_pictures import to_png  # with torch, which not all who speak need
+
             facts = facts | {"image": to_png(facts["image"])}
         try:
             self._keep(facts)
@@ -174,6 +173,8 @@ class RunLog:
     def _keep(self, facts: dict[str, Any]) -> None:
         line = {"time": round(time.time(), 3)} | facts
         if facts["kind"] == "pictures":
+            from hmr.crops import decode_image
+
             image = line.pop("image")
             line["file"] = self._keep_picture(image, int(facts["step"]))
             self._board.add_image(
