@@ -376,3 +376,32 @@ class BenchmarkJob(Section):
     """Turns of each candidate; the median counts."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
+
+
+class FiguresJob(Section):
+    """jobs/figures.py: pipeline, regressor and mesh as PNG and SVG, made with a model."""
+
+    model: str = "registry/hmr@best"
+    """A bundle folder, or registry/name@version, or registry/name@alias."""
+    image: str | None = None
+    """A photo; none: a synthetic person of the test split, whose truth is known."""
+    box: tuple[float, float, float, float] | None = None
+    """The person in the photo as x1, y1, x2, y2 in pixels; none: the whole photo."""
+    output: str = "figures"
+    """Folder for pipeline, regressor and mesh, each as .png and .svg."""
+    n_iter: int | None = Field(None, ge=1, le=16)
+    """Refinement steps; none: the model's own."""
+    preset: Literal["easy", "medium", "hard"] = "easy"
+    """Difficulty of the synthetic picture."""
+    seed: int = Field(0, ge=0)
+    """Seed of the synthetic data set."""
+    person: int | None = Field(None, ge=0)
+    """Number of the synthetic person in the test split; none: of the first 32 the one whose
+    PA-MPJPE is the median."""
+    body: BodyConfig = BodyConfig()
+
+    @model_validator(mode="after")
+    def _box_of_a_photo(self) -> FiguresJob:
+        if self.box is not None and self.image is None:
+            raise ValueError("box names a person in a photo: set image, or leave box out")
+        return self

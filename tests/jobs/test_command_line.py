@@ -17,6 +17,7 @@ from rayhmr.config import (
     DemoJob,
     Dimension,
     EvaluateJob,
+    FiguresJob,
     PredictJob,
     PrepareJob,
     ServeJob,
@@ -34,6 +35,7 @@ JOBS: dict[str, type[BaseModel]] = {
     "predict": PredictJob,
     "serve": ServeJob,
     "demo": DemoJob,
+    "figures": FiguresJob,
 }
 RECIPES: dict[str, type[BaseModel]] = {"spin": TrainJob, "final": TrainJob}
 """Published trainings, by their own names."""
@@ -93,6 +95,7 @@ def test_every_way_to_write_a_small_number_is_a_number(tmp_path: Path, text: str
         (TrainJob, "train.epochs=many", "train.epochs: Input should be a valid integer"),
         (TrainJob, "name=", "name: Input should be a valid string (got None)"),
         (TrainJob, "name=a/b", "name: String should match pattern"),
+        (FiguresJob, "box=[1, 2, 3, 4]", "box names a person in a photo: set image"),
         (EvaluateJob, "split=holdout", "Input should be 'train', 'val' or 'test'"),
         (TrainJob, "train.epochs", "overrides have the form key=value"),
         (TrainJob, "train={epochs: [1}", "'train={epochs: [1}': not valid YAML"),
