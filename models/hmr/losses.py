@@ -35,13 +35,13 @@ def _hips(joints: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _weights_2d(batch: Batch) -> Tensor:
-    """(B, 49, 1) confidence; data sets write unknown ones as negative numbers, too."""
-    return batch.keypoints_2d[..., 2:].clamp_min(0)
+    """(B, 49, 1) confidence."""
+    return batch.keypoints_2d[..., 2:]
 
 
 def _weights_3d(batch: Batch) -> Tensor:
     """(B, 49, 1) confidence; without both hips a person has no origin to compare from."""
-    confidence = batch.keypoints_3d[..., 3:].clamp_min(0)
+    confidence = batch.keypoints_3d[..., 3:]
     right, left = _hips(confidence)
     return confidence * ((right > 0) & (left > 0))
 
@@ -58,8 +58,8 @@ def label_counts(batch: Batch) -> Tensor:
 def _share(difference: Tensor, weights: Tensor, kind: str, count: Tensor) -> Tensor:
     """Sum over the people of the mean of weights x error (B, ...), over `count` people.
 
-    weights: confidence, or bool. A person counts as a whole, so one doubtful joint adds little,
-    whoever else is in the batch.
+    weights: bool, or confidence, of which 0 and less (BEDLAM's -2) mean no label. A person counts
+    as a whole, so one doubtful joint adds little, whoever else is in the batch.
     """
     difference = difference.masked_fill(~(weights > 0), 0)  # not even NaN may leave the padding
     error = difference.abs() if kind == "l1" else difference.square()
