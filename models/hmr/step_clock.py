@@ -66,7 +66,8 @@ class StepClock:
 
     def ready(self) -> dict[str, float] | None:
         """What was asked for, once it is there: loss terms by name, `step`, and the rates since the
-        line before: `images_per_s` of all ranks, seconds a step, share of time waiting for data."""
+        line before: `images_per_s` of all ranks, seconds a step, share of time waiting for data;
+        `images_per_s_epoch` since the epoch's first step."""
         if self._asked is None or not self._asked[0].ready():
             return None
         fetched, step, steps, names = self._asked
@@ -75,7 +76,8 @@ class StepClock:
         now = _Mark(time.perf_counter(), people, steps, self._waited_s)
         before, self._last = self._last, now
         losses = dict(zip(names, terms, strict=True))
-        return losses | {"step": step} | self._rates(before, now)
+        whole = {"images_per_s_epoch": self._rates(self._first, now)["images_per_s"]}
+        return losses | {"step": step} | self._rates(before, now) | whole
 
     def _rates(self, before: _Mark | None, now: _Mark) -> dict[str, float]:
         assert before is not None

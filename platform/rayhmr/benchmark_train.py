@@ -47,7 +47,8 @@ from rayhmr.data.schema import read_info
 from rayhmr.data.stream import ShardStream
 from rayhmr.stopping import StopFlag
 from rayhmr.telemetry import Board, say, watching
-from rayhmr.train import WorkerTask, run_training, shard_stream
+from rayhmr.train import run_training
+from rayhmr.train_worker import WorkerTask, shard_stream
 
 STEPS = 40
 """Steps of one candidate's turn."""

@@ -7,52 +7,37 @@ the same settings goes on where the run stopped, with any number of workers.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray.train
 import ray.train.torch
-import torch
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from hmr.body import Body
-from hmr.checkpoint import load_model_weights, save_bundle
 from hmr.errors import ConfigError
-from hmr.model import build_model
-from hmr.progress import epoch_line, progress_line
-from hmr.regressor import MeanParameters
-from hmr.rotations import nearest_rotation
-from hmr.structures import Batch
-from hmr.training import fit
+from hmr.progress import epoch_line, progress_line, resume_line
 from rayhmr.cluster import connect
 from rayhmr.config import TrainJob, differences
-from rayhmr.data.decode import decode_table
 from rayhmr.data.order import EpochOrder, check_order
-from rayhmr.data.reading import fetch_with_ray
 from rayhmr.data.schema import DatasetInfo, read_info
-from rayhmr.data.stream import ShardStream, split_files
-from rayhmr.evaluate import baseline_means
-from rayhmr.ray_context import RayContext
-from rayhmr.registry import Registry
-from rayhmr.run_checkpoints import RunCheckpoints, best_epoch, repair_index
+from rayhmr.data.stream import split_files
+from rayhmr.mlflow_log import MlflowLog, check_mlflow
+from rayhmr.run_bundle import BUNDLE, register, write_bundle
+from rayhmr.run_checkpoints import best_epoch, repair_index
 from rayhmr.stopping import StopFlag, terminating
 from rayhmr.storage import Folder, absolute
-from rayhmr.telemetry import Board, RunLog, say, watching, worker_facts
+from rayhmr.telemetry import Board, RunLog, say, watching
+from rayhmr.train_worker import WorkerTask, train_worker
 from rayhmr.validation import validate_checkpoint
 
 RUN = "run.json"
-BUNDLE = "bundle"
-SAMPLES = "samples"
 _NOT_THE_RUN: dict[str, Any] = {
     "storage": True, "registry": True, "register_as": True, "max_failures": True,
     "keep_checkpoints": True, "cluster": True, "select_by": True, "mlflow": True, "scaling": True,
@@ -62,33 +47,6 @@ _NOT_THE_RUN: dict[str, Any] = {
 """Settings that do not change what a run computes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerTask:
-    """All that a training worker needs to know. folder: the run's. lanes: of its data order. label:
-    stands before its progress lines."""
-
-    job: TrainJob
-    info: DatasetInfo
-    board: Board
-    stop: StopFlag
-    folder: str
-    lanes: int
-    label: str = ""
-
-    def post(self, facts: dict[str, Any]) -> None:
-        """Tell the driver."""
-        self.board.post(facts | {"label": self.label})
-
-
-def mean_parameters(info: DatasetInfo) -> MeanParameters | None:
-    """The mean pose and shape of the training people; none without SMPL labels."""
-    if not info.statistics["labelled"]:
-        return None
-    rotmats = torch.tensor(info.statistics["mean_rotmats"], dtype=torch.float64)
-    betas = torch.tensor(info.statistics["mean_betas"], dtype=torch.float32)
-    return MeanParameters.from_rotations(nearest_rotation(rotmats).float(), betas)
-
-
 def data_order(job: TrainJob, info: DatasetInfo, lanes: int) -> EpochOrder:
     """The order of the first epoch; ConfigError when the workers cannot share its batches."""
     files = split_files(info, "train", job.data.train_fraction)
@@ -96,73 +54,6 @@ def data_order(job: TrainJob, info: DatasetInfo, lanes: int) -> EpochOrder:
     for workers in {job.scaling.min_workers or job.scaling.num_workers, job.scaling.num_workers}:
         check_order(order, workers)
     return order
-
-
-def shard_stream(
-    task: WorkerTask, rank: int, world_size: int, epochs: int | None = None
-) -> ShardStream:
-    """This worker's part of the data, read by Ray Data. epochs: when not those of the job."""
-    job, location = task.job, task.info.location
-    in_tasks = job.data.decode_in == "tasks"
-    decode = partial(decode_table, image_size=job.model.image_size) if in_tasks else None
-    return ShardStream(
-        task.info, config=job.data, fetch=fetch_with_ray(location, tasks=2, decode=decode),
-        fetch_val=fetch_with_ray(location, tasks=2), batch_size=job.train.batch_size,
-        image_size=job.model.image_size, seed=job.train.seed, epochs=epochs or job.train.epochs,
-        lanes=task.lanes, rank=rank, world_size=world_size,
-    )  # fmt: skip
-
-
-class _Recorded:
-    """A stream that notes which samples were used at which step: one JSON line a step, in a file of
-    its own for each start of the worker."""
-
-    def __init__(self, stream: ShardStream, folder: Folder, rank: int) -> None:
-        self._stream, self._rank = stream, rank
-        self.steps_per_epoch, self.val_batches = stream.steps_per_epoch, stream.val_batches
-        self.close = stream.close
-        target = Path(folder.location) / SAMPLES
-        target.mkdir(exist_ok=True)
-        self._file = (target / f"{time.time_ns()}-rank{rank}.jsonl").open("w", encoding="utf-8")
-
-    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        batches = self._stream.train_batches(epoch, first_step)
-        for step, batch in enumerate(batches, start=first_step):
-            line = {"epoch": epoch, "step": step, "rank": self._rank, "ids": batch.sample_ids}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            yield batch
-
-
-def train_worker(task: WorkerTask) -> None:
-    """What each worker does."""
-    job, folder = task.job, Folder(task.folder)
-    checkpoints = RunCheckpoints(folder, keep=job.keep_checkpoints, warn=partial(_warn, task))
-    context = RayContext(
-        checkpoints, task.stop, hang_timeout_s=job.train.hang_timeout_s,
-        validate_in_task=job.validate_in == "task",
-    )  # fmt: skip
-    task.post(worker_facts(context.rank))
-    torch.manual_seed(job.train.seed)
-    data: Any = shard_stream(task, context.rank, context.world_size)
-    if job.data.record_samples:
-        data = _Recorded(data, folder, context.rank)
-    with closing(data):
-        last = fit(
-            job.train,
-            model=build_model(job.model, mean_parameters(task.info)),
-            body=Body.from_config(job.body),
-            data=data,
-            context=context,
-            log=task.post,
-            validating=job.validate_in == "workers",
-        )
-    if context.rank == 0 and "stopped" in last:
-        task.post({"kind": "stopped", "step": last.get("step")})
-
-
-def _warn(task: WorkerTask, text: str) -> None:
-    task.post({"kind": "warning", "text": text})
 
 
 def run_training(
@@ -213,9 +104,9 @@ def show(facts: dict[str, Any]) -> None:
     label = f"{facts['label']}: " if facts.get("label") else ""
     lines: dict[str, Callable[[dict[str, Any]], str]] = {
         "worker": lambda f: f"worker {f['rank']} runs on {f['host']}, process {f['pid']}",
-        "resume": lambda f: f"going on after step {f['step']}, from {f['checkpoint']}",
         "warning": lambda f: f"warning: {f['text']}",
-        "step": progress_line, "epoch": epoch_line, "validation": epoch_line,
+        "resume": resume_line, "step": progress_line, "epoch": epoch_line,
+        "validation": epoch_line,
         "stopped": lambda f: "stopped early; the same command goes on with this run",
     }  # fmt: skip
     if line := lines.get(facts["kind"]):
@@ -261,47 +152,6 @@ def absolute_job(job: TrainJob) -> TrainJob:
     )  # fmt: skip
 
 
-def write_bundle(
-    job: TrainJob, info: DatasetInfo, checkpoint: Path, metrics: dict[str, float],
-    target: Folder, provenance: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """The checkpoint in a local folder as a bundle in `target`/bundle; the figures in it."""
-    body = Body.from_config(job.body)
-    model = build_model(job.model, mean_parameters(info))
-    figures = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
-    figures |= {f"baseline_{k}": v for k, v in baseline_means(info, "val", body).items()}
-    with tempfile.TemporaryDirectory(prefix="rayhmr-bundle-") as temporary:
-        load_model_weights(checkpoint, model)
-        bundle = save_bundle(
-            f"{temporary}/{BUNDLE}", model=model, model_config=job.model, body=body,
-            metrics=figures,
-            provenance=provenance | {
-                "data_fingerprint": info.fingerprint, "measured_on": "validation split",
-                "settings": job.model_dump(mode="json", include={"data", "model", "train"}),
-            },
-        )  # fmt: skip
-        target.remove(BUNDLE)
-        target.files.create_dir(target.path(BUNDLE), recursive=True)
-        pafs.copy_files(
-            str(bundle), target.path(BUNDLE), source_filesystem=pafs.LocalFileSystem(),
-            destination_filesystem=target.files,
-        )  # fmt: skip
-    return figures
-
-
-def register(folder: Folder, registry: str, name: str, alias: str = "best") -> int:
-    """Put <folder>/bundle into the registry, point the alias at it, return its version."""
-    with tempfile.TemporaryDirectory(prefix="rayhmr-register-") as temporary:
-        pafs.copy_files(
-            folder.path(BUNDLE), temporary, source_filesystem=folder.files,
-            destination_filesystem=pafs.LocalFileSystem(),
-        )  # fmt: skip
-        version = Registry(registry).register(name, temporary)
-    Registry(registry).set_alias(name, alias, version)
-    say(f"registered {registry}/{name}@{version} as {alias}")
-    return version
-
-
 def train(job: TrainJob) -> dict[str, Any]:
     """Train, write the bundle of the best epoch, and register it if `register_as` is set.
 
@@ -313,6 +163,8 @@ def train(job: TrainJob) -> dict[str, Any]:
     folder = Folder(f"{job.storage}/{job.name}")
     lanes = lanes_of(job, folder)
     data_order(job, info, lanes)
+    if job.mlflow is not None:
+        check_mlflow(job.mlflow)
     claim_run(folder, settings_of(job, info, lanes))
     repair_index(folder, say, score_of(job))
     workers, each = job.scaling.min_workers or job.scaling.num_workers, job.scaling.cpus_per_worker
@@ -320,7 +172,8 @@ def train(job: TrainJob) -> dict[str, Any]:
     # One more whole CPU, or Ray Data could never read.
     with (
         connect(job.cluster, workers * each + 1, workers if job.scaling.use_gpu else 0),
-        _run_log(folder) as log,
+        _mlflow(job, folder) as mirror,
+        _run_log(folder, mirror) as log,
     ):
         progress = _Progress(log)
         task = WorkerTask(
@@ -355,6 +208,8 @@ class _Progress:
 
     def keep(self, facts: dict[str, Any]) -> None:
         """One fact."""
+        if facts["kind"] == "step":
+            facts = facts | {"restarts": max(self.starts - 1, 0)}
         show(facts)
         self._log.write(facts)
         self.starts += facts["kind"] == "worker" and facts["rank"] == 0
@@ -367,13 +222,23 @@ class _Progress:
         return round(sum(self._speeds) / len(self._speeds), 1) if self._speeds else None
 
 
-def _run_log(folder: Folder) -> RunLog:
+@contextmanager
+def _mlflow(job: TrainJob, folder: Folder) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """What sends facts to MLflow; none when it is not wanted."""
+    if job.mlflow is None:
+        yield None
+        return
+    with MlflowLog(job.mlflow, folder, job.name, job.model_dump(mode="json")) as log:
+        yield log.write
+
+
+def _run_log(folder: Folder, mirror: Callable[[dict[str, Any]], None] | None) -> RunLog:
     """In the run's folder, or, when that is not on this machine, in a folder of this one."""
     if folder.is_local:
-        return RunLog(Path(folder.location))
+        return RunLog(Path(folder.location), mirror)
     local = Path(tempfile.mkdtemp(prefix="rayhmr-log-"))
     say(f"metrics.jsonl and tensorboard/ are written to {local} on this machine")
-    return RunLog(local)
+    return RunLog(local, mirror)
 
 
 def _say_next(job: TrainJob, folder: Folder) -> None:

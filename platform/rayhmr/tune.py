@@ -30,22 +30,21 @@ from rayhmr.cluster import DRIVER_RESOURCE, connect
 from rayhmr.config import Dimension, TrainJob, TuneJob
 from rayhmr.data.schema import DatasetInfo, read_info
 from rayhmr.report import text_table
+from rayhmr.run_bundle import register, write_bundle
 from rayhmr.run_checkpoints import best_epoch, repair_index
 from rayhmr.stopping import StopFlag
 from rayhmr.storage import Folder, absolute
 from rayhmr.telemetry import Board, say, watching
 from rayhmr.train import (
-    WorkerTask,
     absolute_job,
     claim_run,
     data_order,
-    register,
     run_training,
     score_of,
     settings_of,
     show,
-    write_bundle,
 )
+from rayhmr.train_worker import WorkerTask
 
 TRIALS = "trials"
 TABLE, BEST = "trials.csv", "best.yaml"

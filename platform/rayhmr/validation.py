@@ -15,7 +15,7 @@ from rayhmr.data.batches import read_batches
 from rayhmr.storage import Folder
 
 if TYPE_CHECKING:
-    from rayhmr.train import WorkerTask
+    from rayhmr.train_worker import WorkerTask
 
 FOLDER = "validation"
 """Of a run; holds <epoch's checkpoint>.json with what was measured."""
