@@ -49,7 +49,8 @@ class _Buffer:
 def glb_bytes(meshes: Sequence[np.ndarray], faces: np.ndarray) -> bytes:
     """A GLB scene: one node `person_<i>` with its colour for each mesh; the triangles are shared.
 
-    meshes: (V, 3) metres in camera axes. faces: (F, 3), counter-clockwise from outside.
+    meshes: (V, 3) metres in camera axes. faces: (F, 3), counter-clockwise from outside. Vertices
+    are float32 in the file, so float32 ones are read back bit for bit.
     """
     buffer = _Buffer()
     small = not meshes or len(meshes[0]) < 65536
@@ -106,7 +107,10 @@ def _container(tree: bytes, data: bytes) -> bytes:
 
 
 def obj_text(vertices: np.ndarray, faces: np.ndarray) -> str:
-    """Wavefront OBJ of one mesh, in the axes it comes in; numbering from 1."""
-    lines = [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in vertices.tolist()]
+    """Wavefront OBJ of one mesh, in the axes it comes in; numbering from 1.
+
+    Nine digits: float32 vertices are read back bit for bit.
+    """
+    lines = [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in vertices.tolist()]
     lines += [f"f {a} {b} {c}" for a, b, c in (faces + 1).tolist()]
     return "\n".join(lines) + "\n"
