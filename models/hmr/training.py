@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from hmr.augment import augment
 from hmr.body import Body
@@ -31,66 +30,20 @@ from hmr.errors import HmrError
 from hmr.exchange import Exchange, Wish
 from hmr.local_context import LocalContext as LocalContext
 from hmr.losses import hmr_losses, label_counts, weighted_terms
-from hmr.metrics import MetricAccumulator, person_errors
+from hmr.metrics import MetricAccumulator
 from hmr.model import HMR
 from hmr.optimizer import GuardedAdamW
 from hmr.progress import print_progress
 from hmr.step_clock import StepClock
 from hmr.structures import Batch
+from hmr.train_context import TrainContext as TrainContext
+from hmr.train_context import TrainData as TrainData
 from hmr.training_state import capture_training_state, load_training_state, write_training_state
+from hmr.validation import validation_errors
 from hmr.validation_pictures import ValidationPictures, to_png
 
 PICTURED = 6
 """People on a sheet of validation pictures."""
-
-
-class TrainContext(Protocol):
-    """The loop's only window to its launcher."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def prepare_model(self, model: nn.Module) -> nn.Module:
-        """The model as it trains here, for example wrapped for data-parallel gradients."""
-        ...
-
-    def latest_checkpoint(self) -> str | None:
-        """Local folder of the newest complete checkpoint, the same on all ranks; none for a fresh
-        run."""
-        ...
-
-    def save(self, name: str, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint, which `write` puts into a folder. Only rank 0 calls this; it returns
-        at once. HmrError when checkpoints cannot be written any more."""
-        ...
-
-    def report(self, metrics: dict[str, float], checkpoint: str) -> None:
-        """Called by every rank at the end of an epoch with the same metrics and the name under
-        which rank 0 saves its checkpoint."""
-        ...
-
-    def wish(self) -> Wish:
-        """What this rank wants before the next step; asked once a step."""
-        ...
-
-    def close(self) -> None:
-        """The run is over: wait until what was saved is there."""
-        ...
-
-
-class TrainData(Protocol):
-    """Batches of this rank: the same number on every rank, and the same in every run."""
-
-    steps_per_epoch: int
-
-    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of the steps from `first_step` on: `steps_per_epoch - first_step`."""
-        ...
-
-    def val_batches(self) -> Iterator[Batch]:
-        """This rank's share of the validation split; the shares together are the whole split."""
-        ...
 
 
 @dataclass
@@ -384,25 +337,6 @@ class Trainer:
             dist.all_reduce(vector)
         means = MetricAccumulator.from_vector(vector).compute()
         return {f"val/{name}": value for name, value in means.items()}
-
-
-def validation_errors(model: HMR, body: Body, batches: Iterator[Batch]) -> Tensor:
-    """The errors of a model in eval mode on these people, as a MetricAccumulator's vector."""
-    accumulator = MetricAccumulator()
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        for batch in batches:
-            on_device = batch.to(device)
-            labelled = on_device.has_smpl
-            if not labelled.any():
-                continue
-            estimate = model(on_device.images).final[labelled]
-            accumulator.update(
-                person_errors(
-                    estimate, on_device.rotmats[labelled], on_device.betas[labelled], body
-                )
-            )
-    return accumulator.to_vector()
 
 
 def fit(

@@ -10,7 +10,7 @@ from hmr.body import Body
 from hmr.checkpoint import load_model_weights, read_state
 from hmr.metrics import MetricAccumulator
 from hmr.model import build_model
-from hmr.training import validation_errors
+from hmr.validation import validation_errors
 from rayhmr.data.batches import read_batches
 from rayhmr.storage import Folder
 
