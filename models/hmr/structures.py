@@ -46,6 +46,14 @@ class Batch:
         """The same batch with every tensor on `device`."""
         return _map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
 
+    def pinned(self) -> Batch:
+        """The same batch in memory from which a GPU copies by itself."""
+        return _map_tensors(self, lambda t: t.pin_memory())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of its tensors until what is queued on `stream` now has ended."""
+        _map_tensors(self, lambda t: (t.record_stream(stream), t)[1])
+
     def parts(self, count: int) -> list[Batch]:
         """The same people in `count` batches of about equal size."""
         split: dict[str, Any] = {

@@ -25,6 +25,7 @@ from torch import Tensor
 from hmr.augment import augment
 from hmr.body import Body
 from hmr.config import TrainConfig
+from hmr.device_feed import on_device
 from hmr.ema import Ema
 from hmr.errors import HmrError
 from hmr.exchange import Exchange, Wish
@@ -179,9 +180,10 @@ class Trainer:
         if first == 0:
             self.exchange.restart()
         self.clock = StepClock()
+        batches = self.data.train_batches(epoch, first)
         number = first
         for number, batch in enumerate(
-            self.clock.timed(self.data.train_batches(epoch, first)), start=first + 1
+            self.clock.timed(on_device(batches, self.context.device)), start=first + 1
         ):
             if number > expected:
                 break
@@ -200,13 +202,12 @@ class Trainer:
         return False
 
     def train_step(self, batch: Batch) -> None:
-        """Forward, backward, update."""
+        """Forward, backward, update. batch: on the training device."""
         rank, step = self.context.rank, self.state.step
         self.recent_ids.append(batch.sample_ids)
         torch.manual_seed(_seed_for(self.config.seed, step, rank, 0))  # dropout
         generator = torch.Generator().manual_seed(_seed_for(self.config.seed, step, rank, 1))
-        on_device = batch.to(self.context.device, non_blocking=True)
-        batch = augment(on_device, self.config.augment, generator)
+        batch = augment(batch, self.config.augment, generator)
         counts = self.exchange.begin(label_counts(batch), len(batch), self.context.wish())
         terms = self.gradients(batch, counts)
         skipped = self.optimizer.update(step)

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from hmr.body import Body
 from hmr.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from hmr.device_feed import on_device
 from hmr.local_context import LocalContext
 from hmr.model import build_model
 from hmr.structures import Batch
@@ -132,10 +133,11 @@ class Turns:
             persistent_workers=True,
         )  # fmt: skip
         pipeline = _for_ever(stream.train_batches)
+        device = context.device
         sources = {
-            "resident": itertools.repeat(next(pipeline)),
-            "pipeline": pipeline,
-            "torch loader": _for_ever(lambda _: iter(loader)),
+            "resident": itertools.repeat(next(on_device(pipeline, device))),
+            "pipeline": on_device(pipeline, device),
+            "torch loader": on_device(_for_ever(lambda _: iter(loader)), device),
         }
         measured = {
             "rows": take_turns(trainer, sources, self.rounds),
