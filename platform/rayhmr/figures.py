@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hmr.errors import ConfigError
 from hmr.predictor import Predictor
 from hmr.raster import Light
 from hmr.render import GROUND, overlay, person_color, turned, view
@@ -249,12 +250,23 @@ def drawings(subject: Subject, predictor: Predictor) -> dict[str, Callable[[], D
     }
 
 
+def _made_folder(path: str) -> Path:
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output={path}: cannot be made a folder ({error}); choose another"
+        ) from error
+    return folder
+
+
 def figures(job: FiguresJob) -> dict[str, Any]:
     """Write pipeline, regressor and mesh into `job.output`, each as .png and .svg.
 
     ImageError for a photo that cannot be read, DataError for a box outside it, BundleError for a
-    model that is none. Returns the files, the person shown and, where the truth is known, the
-    errors at the start and after each step.
+    model that is none, ConfigError for an output that is no folder. Returns the files, the person
+    shown and, where the truth is known, the errors at the start and after each step.
     """
     pinned = PinnedModel.of(job.model, job.body)
     predictor = pinned.load("cuda" if torch.cuda.is_available() else "cpu")
@@ -263,14 +275,14 @@ def figures(job: FiguresJob) -> dict[str, Any]:
         subject, number = synthetic_subject(job, predictor)
     else:
         subject = photo_subject(job, predictor)
-    output = Path(job.output)
-    output.mkdir(parents=True, exist_ok=True)
-    files = []
+    output, files = _made_folder(job.output), []
     for name, draw in drawings(subject, predictor).items():
         drawing = draw()
         for ending, content in ((".svg", drawing.svg().encode()), (".png", drawing.png())):
             path = output / f"{name}{ending}"
-            path.write_bytes(content)
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(content)
+            partial.replace(path)
             files.append(str(path))
         say(f"wrote {output / name}.png and .svg")
     errors = None

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hmr.checkpoint import load_bundle
 from hmr.crops import apply_affine, box_to_affine, box_xyxy_to_square
+from hmr.errors import ConfigError, DataError, ImageError
 from hmr.metrics import person_errors
 from hmr.rotations import axis_angle_to_matrix
 from hmr.structures import Parameters
@@ -140,6 +141,19 @@ def test_of_many_steps_the_first_the_last_and_some_between_are_shown(drawn_photo
     tree = ElementTree.fromstring(drawn_photo["regressor"].svg())
     steps = [e.text for e in tree.iter(f"{SVG}text")]
     assert steps == ["start", "step 2", "step 4", "step 7", "step 9"]
+
+
+def test_what_cannot_be_drawn_is_said(bundle, photo, tmp_path):
+    file = tmp_path / "photo.png"
+    Image.fromarray(photo).save(file)
+    options = {"model": str(bundle), "image": str(file)}
+    with pytest.raises(ImageError, match="no image here"):
+        figures(FiguresJob(model=str(bundle), image="no image here", output=str(tmp_path / "new")))
+    with pytest.raises(DataError, match="must overlap the 200 x 300 image"):
+        figures(FiguresJob(**options, box=(500, 0, 600, 9), output=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match=r"output=.*photo\.png: cannot be made a folder"):
+        figures(FiguresJob(**options, output=str(file)))
 
 
 def boxes(tree):
