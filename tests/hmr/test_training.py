@@ -498,6 +498,25 @@ def test_averaged_weights_are_what_is_measured_and_survive_a_resume(
     assert not torch.equal(averaged.regressor.decpose.weight, whole.regressor.decpose.weight)
 
 
+def test_a_compiled_model_trains_the_same_weights_under_the_same_names(
+    data: Data, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured as for the compiler; the C++ that it would write is left out, it takes a minute."""
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="eager"))
+    found = {}
+    for wanted in (False, True):
+        config = settings(compile=wanted, epochs=1)
+        context = LocalContext(tmp_path / str(wanted), "cpu")
+        found[wanted] = run(data, config, model=new_model(dropout=0.0), context=context)[0]
+    assert found[True].encoder._compiled_call_impl is not None
+    for (name, one), (other_name, other) in zip(
+        found[True].state_dict().items(), found[False].state_dict().items(), strict=True
+    ):
+        assert name == other_name
+        torch.testing.assert_close(one, other, msg=name)
+
+
 # The data's promise
 
 
