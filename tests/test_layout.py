@@ -19,6 +19,8 @@ TORCH_FREE = (
     "body_arrays",
     "embedded_body",
     "render",
+    "render_errors",
+    "render_lines",
     "mesh_files",
     "synthetic",
     "synthetic_look",
