@@ -498,6 +498,7 @@ def test_averaged_weights_are_what_is_measured_and_survive_a_resume(
     assert not torch.equal(averaged.regressor.decpose.weight, whole.regressor.decpose.weight)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore:The .grad attribute")
 def test_a_compiled_model_trains_the_same_weights_under_the_same_names(
     data: Data, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
