@@ -19,6 +19,7 @@ from hmr.embedded_body import embedded_body
 from hmr.rotations import axis_angle_to_matrix
 from hmr.synthetic import Generator
 from rayhmr.benchmark_data import data_rates
+from rayhmr.benchmark_train import train_ratios
 from rayhmr.config import BenchmarkJob
 from rayhmr.report import text_table
 from rayhmr.telemetry import say
@@ -138,6 +139,7 @@ def benchmark(job: BenchmarkJob) -> dict[str, Any]:
         "body": body_ratios,
         "synthetic": generator_rates,
         "data": lambda rounds: data_rates(rounds, job.threads),
+        "train": train_ratios,
     }
     results: dict[str, Any] = {"threads": job.threads}
     for name in job.what:

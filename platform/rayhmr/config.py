@@ -370,7 +370,7 @@ class DemoJob(Section):
 class BenchmarkJob(Section):
     """jobs/benchmark.py: speed as ratios, measured in one run."""
 
-    what: tuple[Literal["body", "synthetic", "data"], ...] = ("body", "synthetic")
+    what: tuple[Literal["body", "synthetic", "data", "train"], ...] = ("body", "synthetic")
     """Measurements to run."""
     rounds: int = Field(7, ge=1)
     """Turns of each candidate; the median counts."""
