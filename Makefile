@@ -13,7 +13,7 @@ else
 SELECT :=
 endif
 
-.PHONY: help setup demo test test-fast lint format types bench clean
+.PHONY: help setup demo test test-fast test-chaos test-netns lint format types bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,12 @@ endif
 
 test-fast: $(STAMP)  ## tests that start neither Ray nor a browser
 	$(BIN)/python -m pytest -m "not ray and not browser and not chaos"
+
+test-chaos: $(STAMP)  ## everything that may die does, one after the other (half an hour)
+	$(BIN)/python -m pytest -m chaos tests/chaos
+
+test-netns: $(STAMP)  ## training across two network namespaces whose link is cut; needs root
+	$(BIN)/python -m pytest -m chaos tests/netns
 
 # ruff without its cache, which keeps verdicts that a change in another file made wrong.
 lint: $(STAMP)  ## style and import rules

@@ -18,6 +18,7 @@ from hmr.body import Body
 from hmr.embedded_body import embedded_body
 from hmr.rotations import axis_angle_to_matrix
 from hmr.synthetic import Generator
+from rayhmr.benchmark_chaos import chaos_rates
 from rayhmr.benchmark_data import data_rates
 from rayhmr.benchmark_train import train_ratios
 from rayhmr.config import BenchmarkJob
@@ -139,6 +140,7 @@ def benchmark(job: BenchmarkJob) -> dict[str, Any]:
         "body": body_ratios,
         "synthetic": generator_rates,
         "data": lambda rounds: data_rates(rounds, job.threads),
+        "chaos": lambda _: chaos_rates(job.kill_for_s),
         "train": train_ratios,
     }
     results: dict[str, Any] = {"threads": job.threads}

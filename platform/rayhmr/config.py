@@ -376,6 +376,8 @@ class BenchmarkJob(Section):
     """Turns of each candidate; the median counts."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
+    kill_for_s: float = Field(60, gt=0)
+    """For `chaos`: how long its last scenario kills a worker every 20 s."""
 
 
 class FiguresJob(Section):
