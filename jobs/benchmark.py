@@ -1,4 +1,4 @@
-"""Measure speed as ratios: python jobs/benchmark.py [body] [synthetic] [data] [train] [rounds=7]"""
+"""Measure speed: python jobs/benchmark.py [body] [synthetic] [data] [train] [chaos] [rounds=7]"""
 
 from rayhmr import command_line
 from rayhmr.config import BenchmarkJob

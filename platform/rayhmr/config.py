@@ -370,7 +370,9 @@ class DemoJob(Section):
 class BenchmarkJob(Section):
     """jobs/benchmark.py: speed as ratios, measured in one run."""
 
-    what: tuple[Literal["body", "synthetic", "data", "train"], ...] = ("body", "synthetic")
+    what: tuple[Literal["body", "synthetic", "data", "train", "chaos"], ...] = (
+        "body", "synthetic",
+    )  # fmt: skip
     """Measurements to run."""
     rounds: int = Field(7, ge=1)
     """Turns of each candidate; the median counts."""
