@@ -83,14 +83,15 @@ def figures_of(records: Sequence[Record]) -> dict[str, float]:
 
 
 def chaos_rates(kill_for_s: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Every scenario in turn, each on clusters of its own; what failed leaves its logs."""
+    """Every scenario in turn; what failed leaves its files."""
     folder = Path(tempfile.mkdtemp(prefix="rayhmr-chaos-"))
-    lab, records, rows = Lab(folder, kill_for_s=kill_for_s), list[Record](), []
-    for scenario, (scorecard, stock) in SCENARIOS.items():
-        say(f"{scorecard}: {(scenario.__doc__ or '').splitlines()[0]}")
-        records.append(played(scenario, lab))
-        rows.append(row_of(records[-1], scorecard, stock))
-        say("  " + ("survived" if records[-1].survived else "FAILED") + f": {records[-1].note}")
+    records, rows = list[Record](), []
+    with Lab(folder, kill_for_s=kill_for_s) as lab:
+        for scenario, (scorecard, stock) in SCENARIOS.items():
+            say(f"{scorecard}: {(scenario.__doc__ or '').splitlines()[0]}")
+            records.append(record := played(scenario, lab))
+            rows.append(row_of(record, scorecard, stock))
+            say("  " + ("survived" if record.survived else "FAILED") + f": {record.note}")
     figures = figures_of(records)
     if figures["survived"] == figures["tried"]:
         shutil.rmtree(folder)

@@ -43,7 +43,7 @@ def _poisoned(lab: Lab) -> tuple[Path, str]:
 def nan_skipped(lab: Lab) -> Record:
     """A person whose labels make the loss NaN: its step is left out and counted (R15)."""
     folder, _ = _poisoned(lab)
-    with lab.cluster() as cluster, lab.run("nan_skipped", data__path=str(folder)) as run:
+    with lab.shared() as cluster, lab.run("nan_skipped", data__path=str(folder)) as run:
         run.start(cluster)
         outcome = run.job.wait()
         expect(outcome.code == 0, f"ended with {outcome.code}: {outcome.stderr[-400:]}")
@@ -60,7 +60,7 @@ def nan_stopped(lab: Lab) -> Record:
     """The same with train.max_skipped=1: the run stops and names the samples (R15)."""
     folder, name = _poisoned(lab)
     settings = {"data__path": str(folder), "train__max_skipped": 1, "max_failures": 1}
-    with lab.cluster() as cluster, lab.run("nan_stopped", **settings) as run:
+    with lab.shared() as cluster, lab.run("nan_stopped", **settings) as run:
         run.start(cluster)
         outcome = run.job.wait()
         expect(outcome.code == 1, f"ended with {outcome.code}")
@@ -103,7 +103,7 @@ def full_disk(lab: Lab) -> Record:
     """The disk of the checkpoints is full for a while (R13)."""
     with (
         small_disk(lab.folder / "disk", 64) as disk,
-        lab.cluster() as cluster,
+        lab.shared() as cluster,
         lab.run("full_disk", storage=str(disk / "runs"), data__record_samples=False) as run,
     ):
         run.start(cluster)
@@ -133,7 +133,7 @@ def _flip_a_byte(path: Path) -> None:
 
 def damaged_files(lab: Lab) -> Record:
     """Between two runs Ray's index is emptied, and the newest checkpoint changed (R11, R12)."""
-    with lab.cluster() as cluster, lab.run("damaged_files") as run:
+    with lab.shared() as cluster, lab.run("damaged_files") as run:
         run.start(cluster)
         run.until(
             lambda: len(run.facts("epoch")) == 1 and len(list(run.folder.glob("step-*"))) > 1,
@@ -168,7 +168,7 @@ def kills_without_end(lab: Lab) -> Record:
     epochs = max(lab.epochs, round(lab.kill_for_s / 10))
     total = epochs * STEPS_PER_EPOCH
     settings = {"train__epochs": epochs, "max_failures": 1000}
-    with lab.cluster() as cluster, lab.run("kills_without_end", **settings) as run:
+    with lab.shared() as cluster, lab.run("kills_without_end", **settings) as run:
         run.start(cluster)
         run.until_step(5)
         begun, seconds, growth = time.monotonic(), list[float](), list[tuple[int, int]]()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ class Record:
     seconds: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Undisturbed:
+    """A run to which nothing happened. weights: sha256 of the final ones. nodes: of the ranks."""
+
+    weights: str
+    nodes: tuple[str, ...]
+
+
 @dataclass
 class Lab:
     """A folder for everything, and how long the runs are.
@@ -46,7 +55,8 @@ class Lab:
     epochs: int = 3
     kill_for_s: float = 60.0
     cpus: int = 2
-    _reference: str | None = field(default=None, init=False)
+    _undisturbed: Undisturbed | None = field(default=None, init=False)
+    _shared: tuple[ChaosCluster, ExitStack] | None = field(default=None, init=False)
 
     @property
     def shards(self) -> Path:
@@ -96,26 +106,51 @@ class Lab:
         }  # fmt: skip
         return TrainRun(settings | {key.replace("__", "."): v for key, v in changes.items()})
 
-    def cluster(self, nodes: int = 2, **options: Any) -> ChaosCluster:
+    @contextmanager
+    def cluster(self, nodes: int = 2, *, durable: bool = False) -> Iterator[ChaosCluster]:
         """A head with one CPU for Ray Data, and so many nodes that carry one worker each."""
-        cluster = ChaosCluster(1, **options)
-        try:
+        with ChaosCluster(1, durable=durable) as cluster:
             for _ in range(nodes):
                 cluster.add(self.cpus)
             self.prepare(cluster)
-        except BaseException:
-            cluster.close()
-            raise
-        return cluster
+            yield cluster
 
-    def reference(self) -> str:
-        """sha256 of the weights at the end of an undisturbed run."""
-        if self._reference is None:
-            with self.cluster() as cluster, self.run("undisturbed") as run:
+    @contextmanager
+    def shared(self) -> Iterator[ChaosCluster]:
+        """A cluster of two nodes that stays for the next scenario, unless this one fails; for
+        scenarios that kill no node."""
+        if self._shared is None:
+            stack = ExitStack()
+            self._shared = stack.enter_context(self.cluster()), stack
+        try:
+            yield self._shared[0]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the shared cluster."""
+        if self._shared is not None:
+            self._shared[1].close()
+            self._shared = None
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def undisturbed(self) -> Undisturbed:
+        """The run to compare with; made once."""
+        if self._undisturbed is None:
+            with self.shared() as cluster, self.run("undisturbed") as run:
                 run.start(cluster)
-                self._reference = weights_hash(run.job.wait())
-        return self._reference
+                run.until_step(1)
+                nodes = tuple(cluster.node_of(run.worker(rank)).node_id for rank in (0, 1))
+                outcome = run.job.wait()
+                self._undisturbed = Undisturbed(weights=weights_hash(outcome), nodes=nodes)
+        return self._undisturbed
 
     def same_weights(self, outcome: Outcome) -> bool:
         """Whether a run ended as if nothing had happened."""
-        return weights_hash(outcome) == self.reference()
+        return weights_hash(outcome) == self.undisturbed().weights

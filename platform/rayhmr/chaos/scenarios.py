@@ -41,7 +41,7 @@ def worker_kills(lab: Lab) -> Record:
 
 def controller_kill(lab: Lab) -> Record:
     """SIGKILL to the actor that directs the training; the same command goes on."""
-    with lab.cluster() as cluster, lab.run("controller_kill") as run:
+    with lab.shared() as cluster, lab.run("controller_kill") as run:
         run.start(cluster)
         run.until_step(STEPS_PER_EPOCH + 13)
         (controller,) = cluster.workers("ray::TrainController")
@@ -65,7 +65,7 @@ def controller_kill(lab: Lab) -> Record:
 
 def _process_kills(lab: Lab, name: str, victim: Callable[..., int], times: int = 3) -> Record:
     """SIGKILL to a process of a run's group of workers, at steps spread over the run."""
-    with lab.cluster() as cluster, lab.run(name) as run:
+    with lab.shared() as cluster, lab.run(name) as run:
         run.start(cluster)
         seconds = []
         for number in range(times):
@@ -169,7 +169,7 @@ def gcs_kill(lab: Lab) -> Record:
 
 def driver_kills(lab: Lab) -> Record:
     """SIGKILL to the job and the same command again, three times (R8, R10)."""
-    with lab.cluster() as cluster, lab.run("driver_kills") as run:
+    with lab.shared() as cluster, lab.run("driver_kills") as run:
         run.start(cluster)
         seconds = []
         for number in range(3):
@@ -190,7 +190,7 @@ def driver_kills(lab: Lab) -> Record:
 
 def sigterm(lab: Lab) -> Record:
     """SIGTERM to the job, which keeps a checkpoint and ends with 143; then the same command."""
-    with lab.cluster() as cluster, lab.run("sigterm", train__save_every=None) as run:
+    with lab.shared() as cluster, lab.run("sigterm", train__save_every=None) as run:
         run.start(cluster)
         run.until_step(STEPS_PER_EPOCH + 13)
         wait = run.recovery()
@@ -213,7 +213,7 @@ def sigterm(lab: Lab) -> Record:
 def hang(lab: Lab) -> Record:
     """SIGSTOP to a worker: it is there and does nothing (R14)."""
     timeout_s = 20.0
-    with lab.cluster() as cluster, lab.run("hang", train__hang_timeout_s=timeout_s) as run:
+    with lab.shared() as cluster, lab.run("hang", train__hang_timeout_s=timeout_s) as run:
         run.start(cluster)
         run.until_step(STEPS_PER_EPOCH + 13)
         pid = run.worker(1)
