@@ -43,3 +43,7 @@ class ImageError(HmrError):
 
 class BundleError(HmrError):
     """A model bundle is missing, incomplete, or was changed after it was written."""
+
+
+class DivergedError(HmrError):
+    """A training without finite gradients; to start it again from its checkpoint would not help."""

@@ -43,6 +43,9 @@ class LocalContext:
         """Nobody can ask for anything."""
         return Wish.NOTHING
 
+    def alive(self) -> None:
+        """Nobody watches."""
+
     def save(self, name: str, write: Callable[[Path], object]) -> None:
         """Write a checkpoint in the background; see `CheckpointStore.save`."""
         self.store.save(name, write)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from hmr.config import OptimizerConfig
-from hmr.errors import HmrError
+from hmr.errors import DivergedError
 from hmr.model import HMR
 
 
@@ -102,11 +102,11 @@ class GuardedAdamW:
         return int(self._longest) >= self.max_skipped
 
     def refuse_divergence(self, sample_ids: Sequence[str] = ()) -> None:
-        """HmrError when `diverged`. sample_ids: of the latest steps, for the message."""
+        """DivergedError when `diverged`. sample_ids: of the latest steps, for the message."""
         if not self.diverged:
             return
         samples = f"; the samples of the latest steps: {', '.join(sample_ids)}"
-        raise HmrError(
+        raise DivergedError(
             f"{int(self._longest)} steps in a row had a loss or gradient that is not finite; "
             f"lower train.optimizer.lr ({self.config.lr:g}), set train.optimizer.grad_clip "
             f"({self.config.grad_clip}), or look for labels that are not finite"

@@ -43,6 +43,10 @@ class TrainContext(Protocol):
         """What this rank wants before the next step; asked once a step."""
         ...
 
+    def alive(self) -> None:
+        """A sign of life between two steps, such as after each batch of a long validation."""
+        ...
+
     def close(self) -> None:
         """The run is over: wait until what was saved is there."""
         ...

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -283,7 +283,7 @@ class Trainer:
             self.save(f"step-{self.state.step:08d}")
 
     def refuse_divergence(self) -> None:
-        """HmrError, with names of samples, after too many skipped steps in a row."""
+        """DivergedError, with names of samples, after too many skipped steps in a row."""
         if not self.optimizer.diverged:
             return
         ids = [name for names in self.recent_ids for name in names]
@@ -332,12 +332,17 @@ class Trainer:
                 for buffer in self.model.buffers():
                     dist.broadcast(buffer, src=0)
             self.model.eval()
-            vector = validation_errors(self.model, self.body, self.data.val_batches())
+            vector = validation_errors(self.model, self.body, self._watched_val_batches())
         if self.context.world_size > 1:
             vector = vector.to(self.context.device)
             dist.all_reduce(vector)
         means = MetricAccumulator.from_vector(vector).compute()
         return {f"val/{name}": value for name, value in means.items()}
+
+    def _watched_val_batches(self) -> Iterator[Batch]:
+        for batch in self.data.val_batches():
+            self.context.alive()
+            yield batch
 
 
 def fit(
@@ -350,7 +355,7 @@ def fit(
     `train/images_per_s`, `epoch`, `step`, `skipped_steps`; `stopped` = 1 when the context wanted
     the run to end before. `log` gets, on rank 0, a dict with `kind` "resume", "step" every
     `config.log_every` steps, "pictures" and "epoch". validating: whether the ranks measure the
-    validation errors themselves. HmrError after `config.max_skipped` steps in a row without a
+    validation errors themselves. DivergedError after `config.max_skipped` steps in a row without a
     finite gradient.
     """
     torch.set_num_threads(config.threads)

@@ -71,7 +71,7 @@ class RayContext:
     def wish(self) -> Wish:
         """Stop when the driver was told to; a checkpoint now and then while a node is about to be
         taken away, since Ray restarts the run from the newest one when it is."""
-        self._watchdog.alive()
+        self.alive()
         if self._stop_wanted.is_set():
             return Wish.STOP
         # Ray's public function is a barrier of all ranks; the loop spreads wishes by itself.
@@ -80,13 +80,17 @@ class RayContext:
         self._saved_at = time.monotonic()
         return Wish.CHECKPOINT
 
+    def alive(self) -> None:
+        """The watchdog hears it."""
+        self._watchdog.alive()
+
     def save(self, name: str, write: Callable[[Path], None]) -> None:
         """See `CheckpointStore.save`."""
         self._checkpoints.save(name, write)
 
     def report(self, metrics: dict[str, float], checkpoint: str) -> None:
         """Tell Ray about an epoch; its checkpoint follows when it is written."""
-        self._watchdog.alive()
+        self.alive()
 
         def committed(local: Checkpoint, name: str) -> Checkpoint:
             self._checkpoints.wait(name)

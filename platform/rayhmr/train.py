@@ -21,7 +21,7 @@ from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from hmr.errors import ConfigError
+from hmr.errors import ConfigError, DivergedError
 from hmr.progress import epoch_line, progress_line, resume_line
 from rayhmr.cluster import connect
 from rayhmr.config import TrainJob, differences
@@ -60,7 +60,7 @@ def run_training(
     task: WorkerTask, *, storage: str, name: str, callbacks: Sequence[Any] = ()
 ) -> Result:
     """One Ray Train run, from its newest checkpoint if there is one. Raises what the workers raise
-    once `max_failures` is used up."""
+    once `max_failures` is used up, and DivergedError at once."""
     job, scaling = task.job, task.job.scaling
     gpus = 1 if scaling.use_gpu else 0
     elastic = scaling.min_workers not in (None, scaling.num_workers)
@@ -91,7 +91,10 @@ def run_training(
             ),
         ),
     )  # fmt: skip
-    return trainer.fit()
+    result = trainer.fit()
+    if result.return_value is not None:
+        raise DivergedError(result.return_value)
+    return result
 
 
 def score_of(job: TrainJob) -> str:
@@ -165,6 +168,11 @@ def train(job: TrainJob) -> dict[str, Any]:
     data_order(job, info, lanes)
     if job.mlflow is not None:
         check_mlflow(job.mlflow)
+    if job.data.record_samples and not folder.is_local:
+        raise ConfigError(
+            f"data.record_samples=true: lines are added to files, which {job.storage} cannot do; "
+            "leave it out, or give a storage folder that all nodes see"
+        )
     claim_run(folder, settings_of(job, info, lanes))
     repair_index(folder, say, score_of(job))
     workers, each = job.scaling.min_workers or job.scaling.num_workers, job.scaling.cpus_per_worker

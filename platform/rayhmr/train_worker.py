@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hmr.body import Body
+from hmr.errors import DivergedError
 from hmr.model import build_model
 from hmr.structures import Batch
 from hmr.training import fit
@@ -87,8 +88,9 @@ class _Recorded:
             yield batch
 
 
-def train_worker(task: WorkerTask) -> None:
-    """What each worker does."""
+def train_worker(task: WorkerTask) -> str | None:
+    """What each worker does. A training that has diverged would do so again: the reason is
+    returned, on all workers, where an error would only make Ray start it anew."""
     job, folder = task.job, Folder(task.folder)
     checkpoints = RunCheckpoints(folder, keep=job.keep_checkpoints, warn=partial(_warn, task))
     context = RayContext(
@@ -101,17 +103,21 @@ def train_worker(task: WorkerTask) -> None:
     if job.data.record_samples:
         data = _Recorded(data, folder, context.rank)
     with closing(data):
-        last = fit(
-            job.train,
-            model=build_model(job.model, mean_parameters(task.info)),
-            body=Body.from_config(job.body),
-            data=data,
-            context=context,
-            log=task.post,
-            validating=job.validate_in == "workers",
-        )
+        try:
+            last = fit(
+                job.train,
+                model=build_model(job.model, mean_parameters(task.info)),
+                body=Body.from_config(job.body),
+                data=data,
+                context=context,
+                log=task.post,
+                validating=job.validate_in == "workers",
+            )
+        except DivergedError as error:
+            return str(error)
     if context.rank == 0 and "stopped" in last:
         task.post({"kind": "stopped", "step": last.get("step")})
+    return None
 
 
 def _warn(task: WorkerTask, text: str) -> None:
