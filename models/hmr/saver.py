@@ -38,7 +38,6 @@ class Saver:
         self.check()
         save = _Save(name, work, droppable)
         with self._state:
-            self._failed.discard(name)
             self._failed |= {older.name for older in self._waiting if older.droppable}
             self._waiting = [older for older in self._waiting if not older.droppable] + [save]
             if self._current is None:

@@ -449,6 +449,35 @@ def test_no_flipped_bit_goes_unnoticed(
         path.write_bytes(content)
 
 
+def test_a_state_that_says_fewer_steps_than_it_was_saved_with_is_told(
+    store: CheckpointStore, tmp_path: Path, warnings: list[str]
+) -> None:
+    for epoch in (1, 2):
+        store.save(epoch_name(epoch), at_end_of(epoch, 50.0), wait=True)
+    path = tmp_path / "run/epoch-0002/state.json"
+    path.write_text(path.read_text().replace('"step": 80', '"step": 10'))
+    assert store.newest_name() == "epoch-0001"
+    assert len(warnings) == 1
+    assert "state.json: is not the file that the manifest names" in warnings[0]
+
+
+def test_a_removal_that_is_cut_off_leaves_no_half_checkpoint(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        raise InterruptedError
+
+    store.save(step_name(1), writer(1), wait=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("hmr.checkpoint_place.shutil.rmtree", cut_off)
+        with pytest.raises(InterruptedError):
+            store.place.remove(step_name(1))
+    assert store.place.names() == []
+    store.tidy()
+    assert names(tmp_path) == []
+
+
 def test_a_lost_folder_costs_one_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
     for step in (10, 20):
         store.save(step_name(step), writer(step), wait=True)

@@ -118,7 +118,9 @@ def test_inside_epochs_the_newest_stay_and_epochs_are_rays(store, run):
     assert sorted(os.listdir(run)) == expected
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "lost", "no manifest", "state flipped"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "cut", "lost", "no manifest", "state flipped", "foreign"]
+)
 def test_damage_of_the_newest_costs_one_checkpoint(store, folder, run, warnings, damage):
     store.save(step_name(10), state(10), wait=True)
     store.save(step_name(20), state(20), wait=True)
@@ -128,6 +130,7 @@ def test_damage_of_the_newest_costs_one_checkpoint(store, folder, run, warnings,
         "cut": lambda: os.truncate(weights, 100),
         "lost": weights.unlink,
         "no manifest": manifest.unlink,
+        "foreign": lambda: (run / step_name(20) / "core").write_bytes(b""),
         "state flipped": lambda: flip_a_bit(run / step_name(20) / "state.json"),
     }[damage]()
     other = RunCheckpoints(folder, 2, warn=warnings.append)
