@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hmr.errors import HmrError
+from hmr.manifest import read_json, sha256, write_json
 from rayhmr.chaos.lab import STEPS_PER_EPOCH, Lab, Record
 from rayhmr.chaos.scenarios import expect
+from rayhmr.data.schema import MANIFEST, ROW_GROUP, fingerprint
 from rayhmr.ray_index import INDEX
 
 KILL_EVERY_S = 20.0
@@ -36,7 +38,13 @@ def _poisoned(lab: Lab) -> tuple[Path, str]:
     column = pa.FixedSizeListArray.from_arrays(pa.array(betas.ravel()), betas.shape[1])
     number = table.schema.get_field_index("betas")
     table = table.set_column(number, table.schema.field(number), column.cast(table["betas"].type))
-    pq.write_table(table, path, row_group_size=250)
+    pq.write_table(table, path, row_group_size=ROW_GROUP)
+    # As if the person had been labelled so from the beginning.
+    info = read_json(folder / MANIFEST)
+    for file in info["files"]["train"]:
+        if file["name"] == path.name:
+            file |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_json(folder / MANIFEST, info | {"fingerprint": fingerprint(info["files"])})
     return folder, table["sample_id"][7].as_py()
 
 
@@ -89,20 +97,16 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 def _fill(disk: Path) -> Path:
     """A file that leaves no room."""
     ballast = disk / "ballast"
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
     return ballast
 
 
 def full_disk(lab: Lab) -> Record:
     """The disk of the checkpoints is full for a while (R13)."""
     with (
-        small_disk(lab.folder / "disk", 64) as disk,
+        small_disk(lab.folder / "disk", 200) as disk,
         lab.shared() as cluster,
         lab.run("full_disk", storage=str(disk / "runs"), data__record_samples=False) as run,
     ):

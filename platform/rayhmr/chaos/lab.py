@@ -52,7 +52,7 @@ class Lab:
     """
 
     folder: Path
-    epochs: int = 3
+    epochs: int = 4
     kill_for_s: float = 60.0
     cpus: int = 2
     _undisturbed: Undisturbed | None = field(default=None, init=False)
@@ -99,7 +99,7 @@ class Lab:
         settings = {
             "name": name, "storage": str(self.folder / "runs"), "steps_per_epoch": STEPS_PER_EPOCH,
             "registry": str(self.folder / "registry"), "data.path": str(self.shards),
-            "data.decode_threads": 1, "model.encoder_width": 16, "model.image_size": 64,
+            "data.decode_threads": 1, "model.encoder_width": 24, "model.image_size": 64,
             "model.hidden": 64, "train.epochs": self.epochs, "train.batch_size": BATCH,
             "train.log_every": 1, "train.save_every": SAVE_EVERY, "train.hang_timeout_s": 60,
             "max_failures": 5, "scaling.num_workers": 2, "scaling.cpus_per_worker": self.cpus,
