@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmr.augment_colour import to_bytes
 from hmr.config import AugmentConfig
 from hmr.skeleton import JOINT49_FLIP, SMPL_FLIP
 from hmr.structures import Batch
@@ -44,8 +43,8 @@ def flip_rotations(rotmats: Tensor) -> Tensor:
     return rotmats[:, _index(SMPL_FLIP, rotmats.device)] * signs
 
 
-def flip_batch(batch: Batch) -> Batch:
-    """Every person of the batch, and its picture, mirrored left to right."""
+def flip_labels(batch: Batch) -> Batch:
+    """Labels of every person as in the mirror image, where left is right; pictures stay."""
     order = _index(JOINT49_FLIP, batch.images.device)
     keypoints_2d = batch.keypoints_2d[:, order]
     keypoints_2d[..., 0].neg_()
@@ -53,7 +52,6 @@ def flip_batch(batch: Batch) -> Batch:
     keypoints_3d[..., 0].neg_()
     return replace(
         batch,
-        images=batch.images.flip(-1),
         keypoints_2d=keypoints_2d,
         keypoints_3d=keypoints_3d,
         rotmats=flip_rotations(batch.rotmats),
@@ -90,8 +88,8 @@ def draw_warp(config: AugmentConfig, chance: Tensor, normal: Tensor) -> Warp:
     )
 
 
-def warp_batch(batch: Batch, warp: Warp) -> Batch:
-    """Every person of the batch, and its picture, seen through the warp's box.
+def warp_labels(batch: Batch, warp: Warp) -> Batch:
+    """Labels of every person as seen through the warp's box; pictures stay.
 
     Keypoints that leave the crop keep their confidence: neither SPIN nor HMR2 takes it away.
     """
@@ -104,7 +102,6 @@ def warp_batch(batch: Batch, warp: Warp) -> Batch:
     rotmats[:, 0] = _turned(batch.rotmats[:, 0].mT, warp.angle).mT
     return replace(
         batch,
-        images=to_bytes(warp_images(batch.images, warp)),
         keypoints_2d=moved,
         keypoints_3d=_turned(batch.keypoints_3d, warp.angle),
         rotmats=rotmats,
@@ -126,19 +123,30 @@ def warp_images(images: Tensor, warp: Warp) -> Tensor:
     side = images.shape[-1]
     # Pictures arrive with interleaved channels; the smoothing is several times faster in planes.
     sharp = images.to(torch.float32, memory_format=torch.contiguous_format)
-    # It grows with the zoom, so that a person who hardly shrinks stays sharp.
-    strength = (10 * (warp.scale - 1)).clamp(0, 1)
-    smooth = torch.lerp(sharp, _smoothed(sharp), strength[:, None, None, None])
+    # Everybody is smoothed: to ask who shrinks would make a GPU wait.
+    strength = smoothing_strength(warp.scale)[:, None, None, None]
+    smooth = torch.lerp(sharp, _smoothed(sharp), strength)
     line = (2 * torch.arange(side, device=images.device) + 1) / side - 1  # centres of pixels
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1)
     seen = _turned(grid * warp.scale[:, None, None], -warp.angle) + warp.shift[:, None]
     return F.grid_sample(smooth, seen.unflatten(1, (side, side)), align_corners=False)
 
 
+def smoothing_strength(scale: Tensor) -> Tensor:
+    """Share of the smoothed picture in the one that is warped: none without shrinking, and growing
+    with it, so that a person who hardly shrinks stays sharp."""
+    return (10 * (scale - 1)).clamp(0, 1)
+
+
+SMOOTHING_TAPS = (-1 / 16, 4 / 16, 10 / 16, 4 / 16, -1 / 16)
+"""Smoothing along one axis: a pixel less a sixteenth of its fourth difference. The response,
+1 - sin(w / 2)^4, is the flattest of five taps that is zero for detail which alternates from pixel
+to pixel."""
+
+
 def _smoothed(images: Tensor) -> Tensor:
-    """(B, C, H, W) less a sixteenth of its fourth difference along both axes, the last pixel
-    repeating beyond the border. The response, 1 - sin(w / 2)^4, is the flattest of five taps that
-    is zero for detail which alternates from pixel to pixel."""
+    """(B, C, H, W) through `SMOOTHING_TAPS` along both axes, the last pixel repeating beyond the
+    border; by differences, which are several times faster than a convolution on a CPU."""
     for axis, border in ((-1, (2, 2, 0, 0)), (-2, (0, 0, 2, 2))):
         images = images - torch.diff(F.pad(images, border, mode="replicate"), n=4, dim=axis) / 16
     return images

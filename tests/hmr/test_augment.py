@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hmr.augment import augment
-from hmr.augment_geometry import flip_batch
+from hmr.augment_geometry import flip_labels
 from hmr.config import AugmentConfig
 from hmr.rotations import axis_angle_to_matrix
 from hmr.structures import Batch
@@ -17,6 +17,7 @@ from hmr.structures import Batch
 FLIP_ONLY = AugmentConfig(preset="none", flip=1.0)
 EVERYTHING = AugmentConfig(preset="hmr2", translation=0.1, colour=0.3, occlusion=0.7)
 PICTURE_ONLY = {"channel_noise": 0.4, "colour": 0.5, "occlusion": 1.0}
+TENSORS = [f.name for f in fields(Batch) if f.name != "sample_ids"]
 LABELS = ("keypoints_2d", "keypoints_3d", "rotmats", "betas", "has_smpl")
 
 
@@ -37,11 +38,15 @@ def random_batch(count: int = 6, seed: int = 0, size: int = 16) -> Batch:
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Batch))
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS)
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def flip_batch(batch: Batch) -> Batch:
+    return replace(flip_labels(batch), images=batch.images.flip(-1))
 
 
 def flip_and_noise(batch: Batch, flip: float, noise: float, generator: torch.Generator) -> Batch:
@@ -53,7 +58,7 @@ def flip_and_noise(batch: Batch, flip: float, noise: float, generator: torch.Gen
         source = mirrored if draws[i, 0] < flip else batch
         factors = 1 + noise * (2 * draws[i, 1:] - 1)
         image = (source.images[i] * factors[:, None, None]).round().clamp(0, 255).to(torch.uint8)
-        row = {f.name: getattr(source, f.name)[i] for f in fields(Batch)}
+        row = {name: getattr(source, name)[i] for name in TENSORS}
         people.append(row | {"images": image})
     return Batch(**{name: torch.stack([p[name] for p in people]) for name in people[0]})
 
@@ -121,9 +126,7 @@ def test_each_amount_moves_its_labels_alone(name: str, moved: set[str]) -> None:
     batch = random_batch()
     changed = augment(batch, AugmentConfig(preset="none", **{name: 0.3}), seeded(7))
     found = {
-        f.name
-        for f in fields(Batch)
-        if not torch.equal(getattr(changed, f.name), getattr(batch, f.name))
+        name for name in TENSORS if not torch.equal(getattr(changed, name), getattr(batch, name))
     }
     assert found == moved
 
@@ -151,12 +154,12 @@ def test_batches_are_warped_differently() -> None:
 def test_people_do_not_influence_each_other() -> None:
     batch, other = random_batch(6, seed=0), random_batch(6, seed=9)
     mixed = Batch(**{
-        f.name: torch.cat([getattr(batch, f.name)[:3], getattr(other, f.name)[3:]])
-        for f in fields(Batch)
+        name: torch.cat([getattr(batch, name)[:3], getattr(other, name)[3:]])
+        for name in TENSORS
     })  # fmt: skip
     one, two = augment(batch, EVERYTHING, seeded(7)), augment(mixed, EVERYTHING, seeded(7))
-    for f in fields(Batch):
-        assert torch.equal(getattr(one, f.name)[:3], getattr(two, f.name)[:3])
+    for name in TENSORS:
+        assert torch.equal(getattr(one, name)[:3], getattr(two, name)[:3])
 
 
 def test_the_seed_decides() -> None:
