@@ -91,7 +91,10 @@ def chaos_rates(kill_for_s: float) -> tuple[list[dict[str, Any]], dict[str, floa
             say(f"{scorecard}: {(scenario.__doc__ or '').splitlines()[0]}")
             records.append(record := played(scenario, lab))
             rows.append(row_of(record, scorecard, stock))
-            say("  " + ("survived" if record.survived else "FAILED") + f": {record.note}")
+            say(
+                f"  {'survived' if record.survived else 'FAILED'}, {record.steps_lost} steps lost, "
+                f"{rows[-1]['seconds'] or '-'} s: {record.note}"
+            )
     figures = figures_of(records)
     if figures["survived"] == figures["tried"]:
         shutil.rmtree(folder)

@@ -42,7 +42,7 @@ class ChaosNode:
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115, closed with the node
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env=os.environ | environment, start_new_session=True,
+            env=dict(environment), start_new_session=True,
         )  # fmt: skip
         try:
             facts = self._answer()
@@ -92,7 +92,7 @@ class ChaosCluster:
     """A head with `head_cpus`, and nodes that are added to it.
 
     durable: the GCS keeps its state on the disk, and so survives being killed. ip: of the head;
-    none: the machine's. environment: of the nodes and of every job.
+    none: the machine's. environment: more of it, for the nodes and the jobs.
     """
 
     def __init__(
@@ -101,7 +101,9 @@ class ChaosCluster:
     ) -> None:  # fmt: skip
         # Ray's sockets live in here and their paths may have 107 letters.
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=os.environ.get("RAY_TMPDIR")))
-        self.environment = {
+        # Whatever else runs here, perhaps with a Ray of its own, has no say.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.environment = inherited | {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TMPDIR": str(self.folder), **DETECTION, **(environment or {}),
         }  # fmt: skip

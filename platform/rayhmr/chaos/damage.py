@@ -50,33 +50,36 @@ def _poisoned(lab: Lab) -> tuple[Path, str]:
 
 def nan_skipped(lab: Lab) -> Record:
     """A person whose labels make the loss NaN: its step is left out and counted (R15)."""
-    folder, _ = _poisoned(lab)
-    with lab.shared() as cluster, lab.run("nan_skipped", data__path=str(folder)) as run:
-        run.start(cluster)
-        outcome = run.job.wait()
-        expect(outcome.code == 0, f"ended with {outcome.code}: {outcome.stderr[-400:]}")
-        skipped = [fact["skipped_steps"] for fact in run.facts("epoch")]
-        expected = list(range(1, lab.epochs + 1))
-        expect(skipped == expected, f"skipped steps after each epoch: {skipped}, not {expected}")
-        expect(len(run.starts()) == 1, "the workers were started again")
-        return Record(
-            scenario="nan_skipped", survived=True, note="its step left out once an epoch, counted"
-        )
+    with lab.shared() as cluster:
+        folder, _ = _poisoned(lab)
+        with lab.run("nan_skipped", data__path=str(folder)) as run:
+            run.start(cluster)
+            outcome = run.job.wait()
+            expect(outcome.code == 0, f"ended with {outcome.code}: {outcome.stderr[-400:]}")
+            skipped = [fact["skipped_steps"] for fact in run.facts("epoch")]
+            expected = list(range(1, lab.epochs + 1))
+            expect(skipped == expected, f"skipped after each epoch: {skipped}, not {expected}")
+            expect(len(run.starts()) == 1, "the workers were started again")
+            return Record(
+                scenario="nan_skipped", survived=True,
+                note="its step left out once an epoch, counted",
+            )  # fmt: skip
 
 
 def nan_stopped(lab: Lab) -> Record:
     """The same with train.max_skipped=1: the run stops and names the samples (R15)."""
-    folder, name = _poisoned(lab)
-    settings = {"data__path": str(folder), "train__max_skipped": 1, "max_failures": 1}
-    with lab.shared() as cluster, lab.run("nan_stopped", **settings) as run:
-        run.start(cluster)
-        outcome = run.job.wait()
-        expect(outcome.code == 1, f"ended with {outcome.code}")
-        expect(name in outcome.stderr, f"{name} is not named: {outcome.stderr[-400:]}")
-        return Record(
-            scenario="nan_stopped", survived=True,
-            note=f"exit 1, {name} named, {len(run.starts())} starts",
-        )  # fmt: skip
+    with lab.shared() as cluster:
+        folder, name = _poisoned(lab)
+        settings = {"data__path": str(folder), "train__max_skipped": 1, "max_failures": 1}
+        with lab.run("nan_stopped", **settings) as run:
+            run.start(cluster)
+            outcome = run.job.wait()
+            expect(outcome.code == 1, f"ended with {outcome.code}")
+            expect(name in outcome.stderr, f"{name} is not named: {outcome.stderr[-400:]}")
+            return Record(
+                scenario="nan_stopped", survived=True,
+                note=f"exit 1, {name} named, {len(run.starts())} starts",
+            )  # fmt: skip
 
 
 @contextmanager

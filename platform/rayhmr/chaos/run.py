@@ -77,7 +77,7 @@ class JobProcess:
         self._process = subprocess.Popen(
             [*command, f"cluster.address={cluster.address}"], stdin=subprocess.DEVNULL,
             stdout=self._out, stderr=self._err, text=True, start_new_session=True,
-            env=os.environ | cluster.environment,
+            env=cluster.environment,
         )  # fmt: skip
 
     @property
