@@ -35,14 +35,13 @@ from rayhmr.data.sources.record import RawPerson
 
 SIZES = (224, 256)
 """Sides of the stored crops, which are also the models'."""
-AUGMENTED_ROWS = 128
 _NAMES = {
     "bare_decode": "decode alone, in memory, one thread",
     "opencv_decode": "decode alone with OpenCV",
     "loader": "shards: ours",
     "torch_map": "shards: torch DataLoader, map style",
     "torch_iterable": "shards: torch DataLoader, iterable",
-    "augmented": "shards: ours, augmented in batches, float32",
+    "augmented": "shards: ours, augmented, float32",
     "classic": "frames of {} px: decode, crop, augment by sample, float32",
 }
 
@@ -98,9 +97,7 @@ def loaders_of(
         "bare_decode": decode_alone(contents, size, decode_square, batch_size),
         "opencv_decode": decode_alone(contents, size, opencv, batch_size),
         "loader": ours(info, batch_size=batch_size, threads=threads),
-        "augmented": ours_augmented(
-            info, augmentation, batch_size=batch_size, threads=threads, rows=AUGMENTED_ROWS
-        ),
+        "augmented": ours_augmented(info, augmentation, batch_size=batch_size, threads=threads),
     }  # fmt: skip
 
 

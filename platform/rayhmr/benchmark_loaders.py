@@ -7,8 +7,6 @@ augment give (B, 3, S, S) float32, normalised.
 from __future__ import annotations
 
 import functools
-import itertools
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -134,16 +132,14 @@ def _interleaved(batch: Batch) -> Tensor:
 
 
 def ours_augmented(
-    info: DatasetInfo, config: AugmentConfig, *, batch_size: int, threads: int, rows: int
+    info: DatasetInfo, config: AugmentConfig, *, batch_size: int, threads: int
 ) -> InProcess:
-    """The same, and then what a training step does with a batch: random changes, normalisation.
-    Ends after `rows` rows, or the batch in which they lie."""
+    """The same, and then what a training step does with a batch: random changes, normalisation."""
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
 
     def batches() -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(0)
-        few = itertools.islice(_batches(info, batch_size, threads), math.ceil(rows / batch_size))
-        for batch in few:
+        for batch in _batches(info, batch_size, threads):
             yield (augment(batch, config, generator).images.float() - mean) / std
 
     return InProcess(batches)
