@@ -12,11 +12,11 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint
 from ray.train.v2._internal.execution.context import get_train_context
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hmr.errors import HmrError
 from hmr.exchange import Wish
 from rayhmr.run_checkpoints import RunCheckpoints
 from rayhmr.stopping import StopFlag
@@ -89,33 +89,34 @@ class RayContext:
         self._checkpoints.save(name, write)
 
     def report(self, metrics: dict[str, float], checkpoint: str) -> None:
-        """Tell Ray about an epoch; its checkpoint follows when it is written."""
+        """Tell Ray about an epoch, and about its checkpoint when that could be written."""
         self.alive()
-
-        def committed(local: Checkpoint, name: str) -> Checkpoint:
-            self._checkpoints.wait(name)
-            return local
-
-        mine = self._checkpoints.as_ray(checkpoint) if self.rank == 0 else None
+        mine = None
+        # Waited for: Ray would list, and on a new start miss, a folder that failed to be written.
+        if self.rank == 0 and self._checkpoints.wait(checkpoint):
+            mine = self._checkpoints.as_ray(checkpoint)
         ray.train.report(
             metrics, checkpoint=mine, checkpoint_dir_name=checkpoint,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=committed, delete_local_checkpoint_after_upload=False,
-            validation=self._validate_in_task and self.rank == 0,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+            validation=self._validate_in_task and mine is not None,
         )  # fmt: skip
 
     def latest_checkpoint(self) -> str | None:
         """The folder that rank 0 finds newest, so that all ranks go on from the same one."""
-        newest: Path | None = None
+        newest: str | None = None
+        problem: HmrError | None = None
         if self.rank == 0:
-            self._checkpoints.tidy()
-            newest = self._checkpoints.newest()
-        found: list[Any] = [None if newest is None else newest.name]
+            try:
+                self._checkpoints.tidy()
+                newest = self._checkpoints.newest_name()
+            except HmrError as error:  # told to the others, who would wait for ever
+                problem = error
+        found: list[Any] = [newest, problem]
         if self.world_size > 1:
             dist.broadcast_object_list(found, src=0)
-        if found[0] is None:
-            return None
-        return str(newest or self._checkpoints.fetch(found[0]))
+        if found[1] is not None:
+            raise found[1]
+        return None if found[0] is None else str(self._checkpoints.fetch(found[0]))
 
     def close(self) -> None:
         """Wait for the last checkpoint, and stop watching."""
