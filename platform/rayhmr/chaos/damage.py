@@ -142,14 +142,20 @@ def damaged_files(lab: Lab) -> Record:
     """Between two runs Ray's index is emptied, and the newest checkpoint changed (R11, R12)."""
     with lab.shared() as cluster, lab.run("damaged_files") as run:
         run.start(cluster)
+
+        def newest_step() -> Path:
+            return max(run.folder.glob("step-*"), default=run.folder / "step-00000000")
+
         run.until(
-            lambda: len(run.facts("epoch")) == 1 and len(list(run.folder.glob("step-*"))) > 1,
-            "two checkpoints in epoch 2",
+            lambda: (
+                int(newest_step().name[5:]) > STEPS_PER_EPOCH + 5 and (run.folder / INDEX).exists()
+            ),
+            "a second checkpoint in epoch 2",
         )
         wait = run.recovery()
         run.close()
         (run.folder / INDEX).write_bytes(b"")
-        newest = max(run.folder.glob("step-*"))
+        newest = newest_step()
         _flip_a_byte(newest / "model.safetensors")
         run.start(cluster)
         seconds = wait()

@@ -22,7 +22,7 @@ from hmr.manifest import sha256
 from rayhmr.chaos.cluster import ChaosCluster
 
 POLL_S = 0.1
-PATIENCE_S = 240.0
+PATIENCE_S = 420.0
 """Longest wait for anything: what takes longer hangs."""
 
 
