@@ -12,8 +12,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ class TrainRun:
         """What the workers told of this kind, in order."""
         path = self.folder / "metrics.jsonl"
         lines = _whole_lines(path) if path.exists() else []
-        return [fact for fact in map(json.loads, lines) if fact["kind"] == kind]
+        return [fact for fact in lines if fact.get("kind") == kind]
 
     def starts(self) -> list[dict[int, Path]]:
         """For each start of the workers the file of every rank's samples."""
@@ -178,7 +178,7 @@ class TrainRun:
             )
             for number, files in enumerate(self.starts())
             for path in files.values()
-            for line in map(json.loads, _whole_lines(path))
+            for line in _whole_lines(path)
         ]  # fmt: skip
 
     def position(self) -> int:
@@ -264,7 +264,11 @@ def weights_hash(outcome: Outcome) -> str:
     return sha256(Path(outcome.results["bundle"]) / "model.safetensors")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that are written to their ends."""
-    text = path.read_text(encoding="utf-8")
-    return list(takewhile(lambda line: line.endswith("\n"), text.splitlines(True)))
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """What is in the lines of a file; not those that are being written, or that a kill cut off."""
+    whole = []
+    for text in path.read_bytes().splitlines(keepends=True):
+        with suppress(ValueError):
+            if text.endswith(b"\n"):
+                whole.append(json.loads(text))
+    return whole
