@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -142,6 +142,10 @@ class RunLog:
             # The name alone has seconds; another start within one would write over the file.
             filename_suffix=f".{time.time_ns()}",
         )  # fmt: skip
+        # Its thread would die of a full disk, and whoever gives it numbers then wait for ever.
+        events = self._board.file_writer.event_writer._ev_writer
+        for name in ("write_event", "flush", "close"):
+            setattr(events, name, _forgiving(getattr(events, name)))
 
     def __enter__(self) -> RunLog:
         return self
@@ -209,6 +213,16 @@ class RunLog:
 
         start = SessionLog(status=SessionLog.START)
         self._board.file_writer.add_event(Event(step=step + 1, session_log=start))
+
+
+def _forgiving(write: Callable[..., object]) -> Callable[..., None]:
+    """The same, but what cannot be written is lost."""
+
+    def call(*arguments: object) -> None:
+        with suppress(OSError):
+            write(*arguments)
+
+    return call
 
 
 def _ends_torn(file: FileIO) -> bool:

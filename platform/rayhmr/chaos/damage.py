@@ -97,7 +97,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
-def _fill(disk: Path) -> Path:
+def fill(disk: Path) -> Path:
     """A file that leaves no room."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
@@ -119,7 +119,7 @@ def full_disk(lab: Lab) -> Record:
             return sorted(path.name for path in run.folder.glob("step-*"))
 
         run.until(lambda: bool(run.facts("epoch")) and bool(saved()), "a checkpoint in epoch 2")
-        ballast, before = _fill(disk), saved()
+        ballast, before = fill(disk), saved()
         run.until(lambda: "could not be saved" in run.job.words(), "a failed save", 60)
         ballast.unlink()
         run.until(lambda: saved() > before, "a checkpoint after that", 60)
