@@ -20,6 +20,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(scope="module")
+def small_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """With runs that are just long enough for what is in every test run."""
+    with Lab(tmp_path_factory.mktemp("chaos-small"), epochs=2) as lab:
+        yield lab
+
+
 def survives(scenario, lab):
     record = played(scenario, lab)
     if record.note.startswith("not tried"):
@@ -30,15 +37,15 @@ def survives(scenario, lab):
 
 
 @pytest.mark.ray
-def test_two_workers_train_on_two_nodes(lab):
-    first, second = lab.undisturbed().nodes
+def test_two_workers_train_on_two_nodes(small_lab):
+    first, second = small_lab.undisturbed().nodes
     assert first != second
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("scenario", IN_EVERY_RUN, ids=lambda scenario: scenario.__name__)
-def test_a_run_survives(scenario, lab):
-    survives(scenario, lab)
+def test_a_run_survives(scenario, small_lab):
+    survives(scenario, small_lab)
 
 
 @pytest.mark.ray
