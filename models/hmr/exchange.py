@@ -2,7 +2,8 @@
 
 Before a step they add up how many people carry each kind of label, so that every loss term is a
 mean over the people of the whole step, and whether one of them wants a checkpoint or the end. The
-losses of the step before travel along. Nothing here makes the host wait for a GPU, except `flush`.
+losses of the step before travel along. The host waits for a GPU only in `wish`, and there only
+until the step has begun.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Exchange:
         self.sums = torch.zeros(0, dtype=torch.float64, device=device)
         self._waiting: tuple[Tensor, Tensor, Tensor] | None = None
         self.people = torch.zeros((), device=device)
+        self._counts = 0
         self._wishes: Fetched | None = None
 
     def _summed(self, values: Tensor) -> Tensor:
@@ -73,10 +75,11 @@ class Exchange:
     def begin(self, counts: Tensor, people: int, wish: Wish = Wish.NOTHING) -> Tensor:
         """The counts of all ranks. counts: (N,) float of this rank's part of the step."""
         wishes = [float(wish == Wish.CHECKPOINT), float(wish == Wish.STOP)]
-        own = torch.tensor([float(people), *wishes], device=self.device)
+        own = torch.tensor([float(people), *wishes], pin_memory=self.device.type == "cuda")
+        own = own.to(self.device, non_blocking=True)
         terms = self._waiting[0] if self._waiting is not None else self.latest[:0]
         together = self._summed(torch.cat([counts.to(own), own, terms]))
-        number = len(counts)
+        number = self._counts = len(counts)
         if self._waiting is not None:
             self._add(together[number + 3 :])
         self.people = together[number]
@@ -98,7 +101,10 @@ class Exchange:
     def flush(self) -> None:
         """Add up the latest step now; every rank must call this."""
         if self._waiting is not None:
-            self._add(self._summed(self._waiting[0].clone()))
+            # At the place where `begin` would have them: sums of more than two ranks depend on it.
+            before = torch.zeros(self._counts + 3, device=self.device)
+            together = self._summed(torch.cat([before, self._waiting[0]]))
+            self._add(together[self._counts + 3 :])
 
     def _add(self, terms: Tensor) -> None:
         assert self._waiting is not None

@@ -59,7 +59,9 @@ class GuardedAdamW:
         self.inner = AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.parameters = [p for group in self.inner.param_groups for p in group["params"]]
         zero = torch.zeros((), device=self.parameters[0].device)
-        self._skipped, self._streak, self._longest = zero, zero, zero
+        self._skipped, self._streak, self._longest, self._worst_step = zero, zero, zero, zero
+        self._buffers = [b for b in model.buffers() if b.is_floating_point()]
+        self._good_buffers = self._flat_buffers()
 
     def update(self, step: int) -> Tensor:
         """Clip, then step number `step` (from 0); () float, 1 where the weights stayed."""
@@ -76,20 +78,36 @@ class GuardedAdamW:
             ).clamp(min=1)
         self.inner.found_inf = bad  # type: ignore[attr-defined]
         self.inner.step()
+        self._restore_buffers(bad)
         self._skipped = self._skipped + bad
         self._streak = (self._streak + bad) * bad
+        self._worst_step = torch.where(self._streak > self._longest, step, self._worst_step)
         self._longest = torch.maximum(self._longest, self._streak)
         return bad
 
+    def _flat_buffers(self) -> Tensor:
+        return torch.cat([buffer.detach().flatten() for buffer in self._buffers])
+
+    @torch.no_grad()
+    def _restore_buffers(self, bad: Tensor) -> None:
+        """Batch norm has seen the step before anybody knew that it was bad; an activation that was
+        infinite once would stay in its statistics for ever."""
+        self._good_buffers = torch.where(bad > 0, self._good_buffers, self._flat_buffers())
+        parts = self._good_buffers.split([buffer.numel() for buffer in self._buffers])
+        shaped = [part.view(b.shape) for part, b in zip(parts, self._buffers, strict=True)]
+        torch._foreach_copy_(self._buffers, shaped)
+
     def state(self) -> dict[str, Tensor]:
         """The counts of skipped steps, () float each, which `inner` does not hold."""
-        return {"skipped": self._skipped, "streak": self._streak, "longest": self._longest}
+        return {"skipped": self._skipped, "streak": self._streak, "longest": self._longest,
+                "worst_step": self._worst_step}  # fmt: skip
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the counts of `state()`."""
-        self._skipped, self._streak, self._longest = (
-            state[name].to(self._skipped) for name in ("skipped", "streak", "longest")
+        """Go on from the counts of `state()`, and with the statistics that the model has now."""
+        self._skipped, self._streak, self._longest, self._worst_step = (
+            state[name].to(self._skipped) for name in self.state()
         )
+        self._good_buffers = self._flat_buffers()
 
     @property
     def skipped(self) -> int:
@@ -97,15 +115,21 @@ class GuardedAdamW:
         return int(self._skipped)
 
     @property
+    def worst_steps(self) -> range:
+        """The longest row of steps that were left out."""
+        last = int(self._worst_step)
+        return range(last + 1 - int(self._longest), last + 1)
+
+    @property
     def diverged(self) -> bool:
         """Whether `max_skipped` steps in a row were left out, ever."""
         return int(self._longest) >= self.max_skipped
 
     def refuse_divergence(self, sample_ids: Sequence[str] = ()) -> None:
-        """DivergedError when `diverged`. sample_ids: of the latest steps, for the message."""
+        """DivergedError when `diverged`. sample_ids: of the worst steps, for the message."""
         if not self.diverged:
             return
-        samples = f"; the samples of the latest steps: {', '.join(sample_ids)}"
+        samples = f"; the samples of these steps: {', '.join(sample_ids)}"
         raise DivergedError(
             f"{int(self._longest)} steps in a row had a loss or gradient that is not finite; "
             f"lower train.optimizer.lr ({self.config.lr:g}), set train.optimizer.grad_clip "

@@ -71,10 +71,12 @@ class Saver:
         return [save.name for save in (self._current, *self._waiting) if save is not None]
 
     def _run(self) -> None:
-        while (save := self._current) is not None:
+        save = self._current
+        while save is not None:
             self._do(save)
             with self._state:
-                self._current = self._waiting.pop(0) if self._waiting else None
+                # What this thread does next it learns while nobody else can queue anything.
+                save = self._current = self._waiting.pop(0) if self._waiting else None
                 self._state.notify_all()
 
     def _do(self, save: _Save) -> None:

@@ -35,8 +35,13 @@ class TrainContext(Protocol):
         ...
 
     def report(self, metrics: dict[str, float], checkpoint: str) -> None:
-        """Called by every rank at the end of an epoch with the same metrics and the name under
+        """Called by every rank at the end of an epoch with the same errors and the name under
         which rank 0 saves its checkpoint."""
+        ...
+
+    def resumed(self, metrics: dict[str, float], checkpoint: str) -> None:
+        """Called by every rank when it goes on from the end of an epoch, whose report may have
+        been lost."""
         ...
 
     def wish(self) -> Wish:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hmr.augment import augment
 from hmr.body import Body
+from hmr.checkpoint_place import epoch_name, step_name
 from hmr.config import TrainConfig
 from hmr.device_feed import on_device
 from hmr.ema import Ema
@@ -103,12 +104,34 @@ class Trainer:
             self.model.encoder.compile()
             self.model.regressor.compile()
         self.wrapped = context.prepare_model(self.model)
+        if context.world_size > 1:
+            self._settle_gradients()
         self.ema = None if config.ema_decay is None else Ema(self.model, config.ema_decay)
         self.exchange = Exchange(context.world_size, context.device)
         self.state = RunState()
-        self.recent_ids: deque[tuple[str, ...]] = deque(maxlen=config.max_skipped)
+        # As far back as a row of bad steps can lie when it is looked for.
+        self.recent_ids: deque[tuple[int, tuple[str, ...]]] = deque(
+            maxlen=config.max_skipped + config.log_every
+        )
         self._saved_step = -1
         self._pictures: ValidationPictures | None = None
+
+    def _settle_gradients(self) -> None:
+        """One backward pass for nothing.
+
+        After its first one, data-parallel training puts the gradients into another order, and what
+        more than two ranks sum up depends, in the last bit, on a number's place. A new run and one
+        that goes on must both have that behind them at their first step.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        side = self.model.image_size
+        images = torch.zeros(2, 3, side, side, dtype=torch.uint8, device=self.context.device)
+        final = self.wrapped.train()(images).final
+        sum(part.sum() for part in (final.rotmats, final.betas, final.pred_cam)).backward()
+        self.optimizer.inner.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -120,6 +143,8 @@ class Trainer:
         self.optimizer.load({n: stored.pop(f"guard.{n}") for n in self.optimizer.state()})
         self.state = RunState(**stored)
         self._saved_step = self.state.step
+        if self.state.step_in_epoch == 0 and self.state.history:
+            self.context.resumed(self.state.history[-1], epoch_name(self.state.epoch))
         if self.context.rank == 0:
             self.log(
                 {
@@ -155,7 +180,7 @@ class Trainer:
             "skipped_steps": float(self.optimizer.skipped),
         }  # fmt: skip
         self.state.history.append(metrics)
-        name = f"epoch-{self.state.epoch:04d}"
+        name = epoch_name(self.state.epoch)
         if self.context.rank == 0:
             self.log({"kind": "epoch", **metrics})
         self.save(name)
@@ -204,7 +229,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> None:
         """Forward, backward, update. batch: on the training device."""
         rank, step = self.context.rank, self.state.step
-        self.recent_ids.append(batch.sample_ids)
+        self.recent_ids.append((step, batch.sample_ids))
         torch.manual_seed(_seed_for(self.config.seed, step, rank, 0))  # dropout
         generator = torch.Generator().manual_seed(_seed_for(self.config.seed, step, rank, 1))
         batch = augment(batch, self.config.augment, generator)
@@ -257,7 +282,7 @@ class Trainer:
         due = every is not None and self.state.step_in_epoch % every == 0
         if due or self.exchange.wish() is Wish.CHECKPOINT:
             self.exchange.flush()
-            self.save(f"step-{step:08d}")
+            self.save(step_name(step))
 
     def show_pictures(self) -> None:
         """Log a sheet of the same validation people as they are predicted now."""
@@ -280,13 +305,14 @@ class Trainer:
         """Keep a checkpoint before the run ends early."""
         self.exchange.flush()
         if self._saved_step != self.state.step:
-            self.save(f"step-{self.state.step:08d}")
+            self.save(step_name(self.state.step))
 
     def refuse_divergence(self) -> None:
         """DivergedError, with names of samples, after too many skipped steps in a row."""
         if not self.optimizer.diverged:
             return
-        ids = [name for names in self.recent_ids for name in names]
+        worst = self.optimizer.worst_steps
+        ids = [name for step, names in self.recent_ids if step in worst for name in names]
         if self.context.world_size > 1:
             gathered: list[list[str]] = [[] for _ in range(self.context.world_size)]
             dist.all_gather_object(gathered, ids)

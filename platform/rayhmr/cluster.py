@@ -138,6 +138,10 @@ def _local(config: ClusterConfig, cpus_needed: int) -> Iterator[ClusterInfo]:
             )  # fmt: skip
             quiet()
             yield _info(address)
+        except SystemExit:  # an end that was asked for
+            ray.shutdown()
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         except BaseException:
             say(f"Ray's own logs of this run are in {temporary / 'session_latest' / 'logs'}")
             ray.shutdown()

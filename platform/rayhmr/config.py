@@ -171,7 +171,7 @@ class TrainJob(Section):
     max_failures: int = Field(3, ge=0)
     """How often the run restarts from its last checkpoint after a worker is lost."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints kept besides the best."""
+    """Epochs kept: so many of the best, and the newest; inside epochs, so many of the newest."""
     select_by: Literal["pa_mpjpe_mm", "mpjpe_mm", "pve_mm"] = "pa_mpjpe_mm"
     """Validation error by which the best epoch is chosen."""
     validate_in: Literal["workers", "task"] = "workers"

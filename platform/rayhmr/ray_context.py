@@ -90,7 +90,7 @@ class RayContext:
 
     def report(self, metrics: dict[str, float], checkpoint: str) -> None:
         """Tell Ray about an epoch, and about its checkpoint when that could be written."""
-        self.alive()
+        self._watchdog.pause()  # a slow upload is no hanging step
         mine = None
         # Waited for: Ray would list, and on a new start miss, a folder that failed to be written.
         if self.rank == 0 and self._checkpoints.wait(checkpoint):
@@ -100,6 +100,13 @@ class RayContext:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
             validation=self._validate_in_task and mine is not None,
         )  # fmt: skip
+        self.alive()
+
+    def resumed(self, metrics: dict[str, float], checkpoint: str) -> None:
+        """Report the epoch again when its worker died before Ray had heard of it."""
+        known = ray.train.get_checkpoint()
+        if known is None or known.path.rstrip("/").rpartition("/")[2] < checkpoint:
+            self.report(metrics, checkpoint)
 
     def latest_checkpoint(self) -> str | None:
         """The folder that rank 0 finds newest, so that all ranks go on from the same one."""

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig
@@ -60,7 +61,31 @@ def run_training(
     task: WorkerTask, *, storage: str, name: str, callbacks: Sequence[Any] = ()
 ) -> Result:
     """One Ray Train run, from its newest checkpoint if there is one. Raises what the workers raise
-    once `max_failures` is used up, and DivergedError at once."""
+    once `max_failures` is used up, and DivergedError at once.
+
+    Ray restarts workers; when the actor that directs them dies, the run is begun again from here.
+    """
+    for number in range(task.job.max_failures + 1):
+        try:
+            result = _trainer(task, storage, name, callbacks).fit()
+            break
+        except ray.exceptions.RayActorError as error:
+            if number == task.job.max_failures:
+                raise
+            task.post({"kind": "warning", "text": f"the controller of the run has died: {error}"})
+            repair_index(Folder(task.folder), partial(_warned, task), score_of(task.job))
+    if result.return_value is not None:
+        raise DivergedError(result.return_value)
+    return result
+
+
+def _warned(task: WorkerTask, text: str) -> None:
+    task.post({"kind": "warning", "text": text})
+
+
+def _trainer(
+    task: WorkerTask, storage: str, name: str, callbacks: Sequence[Any]
+) -> TorchTrainer:  # fmt: skip
     job, scaling = task.job, task.job.scaling
     gpus = 1 if scaling.use_gpu else 0
     elastic = scaling.min_workers not in (None, scaling.num_workers)
@@ -69,7 +94,7 @@ def run_training(
         validation = ValidationConfig(
             fn=partial(validate_checkpoint, task), ray_remote_kwargs={"num_cpus": 1}
         )
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config=task,
         scaling_config=ray.train.ScalingConfig(
@@ -91,10 +116,6 @@ def run_training(
             ),
         ),
     )  # fmt: skip
-    result = trainer.fit()
-    if result.return_value is not None:
-        raise DivergedError(result.return_value)
-    return result
 
 
 def score_of(job: TrainJob) -> str:
@@ -144,13 +165,15 @@ def claim_run(folder: Folder, settings: dict[str, Any]) -> None:
 def absolute_job(job: TrainJob) -> TrainJob:
     """The same job for processes that work in other folders."""
     data = job.data.model_copy(update={"path": absolute(job.data.path)})
-    body = job.body
+    body, model = job.body, job.model
+    if model.mean_params is not None:
+        model = model.model_copy(update={"mean_params": absolute(model.mean_params)})
     if body.path != "embedded":
         body = body.model_copy(update={"path": absolute(body.path)})
     return job.model_copy(
         update={
             "storage": absolute(job.storage), "registry": absolute(job.registry), "data": data,
-            "body": body,
+            "body": body, "model": model,
         }
     )  # fmt: skip
 
@@ -177,9 +200,10 @@ def train(job: TrainJob) -> dict[str, Any]:
     repair_index(folder, say, score_of(job))
     workers, each = job.scaling.min_workers or job.scaling.num_workers, job.scaling.cpus_per_worker
     start = time.perf_counter()
-    # One more whole CPU, or Ray Data could never read.
+    # One more whole CPU, or Ray Data could never read, and one for a validation of its own.
+    spare = 1 + (job.validate_in == "task")
     with (
-        connect(job.cluster, workers * each + 1, workers if job.scaling.use_gpu else 0),
+        connect(job.cluster, workers * each + spare, workers if job.scaling.use_gpu else 0),
         _mlflow(job, folder) as mirror,
         _run_log(folder, mirror) as log,
     ):
@@ -190,7 +214,7 @@ def train(job: TrainJob) -> dict[str, Any]:
         )  # fmt: skip
         with watching(task.board, progress.keep), terminating(task.stop.want) as asked:
             run_training(task, storage=job.storage, name=job.name)
-        if asked.is_set():
+        if asked.is_set() and progress.stopped:
             raise SystemExit(143)
         checkpoint, metrics = best_epoch(folder, score_of(job))
         figures = write_bundle(job, info, checkpoint, metrics, folder, {"run": job.name})
@@ -212,7 +236,7 @@ class _Progress:
 
     def __init__(self, log: RunLog) -> None:
         self._log, self._speeds = log, list[float]()
-        self.starts = 0
+        self.starts, self.stopped = 0, False
 
     def keep(self, facts: dict[str, Any]) -> None:
         """One fact."""
@@ -221,6 +245,7 @@ class _Progress:
         show(facts)
         self._log.write(facts)
         self.starts += facts["kind"] == "worker" and facts["rank"] == 0
+        self.stopped = self.stopped or facts["kind"] == "stopped"
         if facts["kind"] == "epoch":
             self._speeds.append(facts["train/images_per_s"])
 
@@ -243,7 +268,7 @@ def _mlflow(job: TrainJob, folder: Folder) -> Iterator[Callable[[dict[str, Any]]
 def _run_log(folder: Folder, mirror: Callable[[dict[str, Any]], None] | None) -> RunLog:
     """In the run's folder, or, when that is not on this machine, in a folder of this one."""
     if folder.is_local:
-        return RunLog(Path(folder.location), mirror)
+        return RunLog(Path(folder.root), mirror)
     local = Path(tempfile.mkdtemp(prefix="rayhmr-log-"))
     say(f"metrics.jsonl and tensorboard/ are written to {local} on this machine")
     return RunLog(local, mirror)

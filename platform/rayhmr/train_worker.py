@@ -75,7 +75,7 @@ class _Recorded:
         self._stream, self._rank = stream, rank
         self.steps_per_epoch, self.val_batches = stream.steps_per_epoch, stream.val_batches
         self.close = stream.close
-        target = Path(folder.location) / SAMPLES
+        target = Path(folder.root) / SAMPLES
         target.mkdir(exist_ok=True)
         self._file = (target / f"{time.time_ns()}-rank{rank}.jsonl").open("w", encoding="utf-8")
 

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from hmr.errors import ConfigError, HmrError
+from hmr.errors import ConfigError, DivergedError, HmrError
 from rayhmr import command_line
 from rayhmr.cluster import DRIVER_RESOURCE, connect
 from rayhmr.config import Dimension, TrainJob, TuneJob
@@ -153,9 +153,13 @@ def run_trial(settings: dict[str, Any], study: Study) -> None:
         score_of(job),
     )
     # The same name after a crash of the driver: the trial goes on from its own checkpoint.
-    run_training(
-        task, storage=f"{study.folder}/{TRIALS}", name=trial_id, callbacks=[TuneReportCallback()]
-    )
+    try:
+        run_training(
+            task, storage=f"{study.folder}/{TRIALS}", name=trial_id,
+            callbacks=[TuneReportCallback()],
+        )  # fmt: skip
+    except DivergedError as error:  # it would do so again: the trial ends here, unfinished
+        task.post({"kind": "warning", "text": str(error)})
 
 
 class _Say(ray_tune.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -21,12 +22,12 @@ def _end_process() -> None:
 
 class Watchdog:
     """Ends this process, with the stack of every thread on stderr, when `alive` is not called for
-    `timeout_s`. In data-parallel training the others wait for the one that hangs, and theirs end
-    them as well."""
+    `timeout_s` after it was called once: how long a start takes is not its business. In
+    data-parallel training the others wait for the one that hangs, and theirs end them as well."""
 
     def __init__(self, timeout_s: float, end: Callable[[], None] = _end_process) -> None:
         self._timeout_s, self._end = timeout_s, end
-        self._seen = time.monotonic()
+        self._seen = math.inf
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -34,6 +35,10 @@ class Watchdog:
     def alive(self) -> None:
         """A sign of life."""
         self._seen = time.monotonic()
+
+    def pause(self) -> None:
+        """Watch again from the next sign of life on."""
+        self._seen = math.inf
 
     def stop(self) -> None:
         """Watch no longer."""

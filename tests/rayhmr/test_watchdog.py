@@ -20,9 +20,14 @@ def test_silence_ends_and_life_does_not():
     assert ended.wait(30)
 
 
-def test_a_stopped_watchdog_is_quiet():
+def test_a_watchdog_that_has_not_begun_pauses_or_is_stopped_is_quiet():
     ended = threading.Event()
     watchdog = Watchdog(0.4, ended.set)
+    assert not ended.wait(1.5), "nothing has begun"
+    watchdog.alive()
+    watchdog.pause()
+    assert not ended.wait(1.5)
+    watchdog.alive()
     watchdog.stop()
     assert not ended.wait(1.5)
 
@@ -33,7 +38,7 @@ def test_a_process_that_hangs_dies_and_says_where():
         "from rayhmr.watchdog import Watchdog\n"
         "def the_place_where_it_hangs():\n"
         "    threading.Event().wait()\n"
-        "Watchdog(0.5)\n"
+        "Watchdog(0.5).alive()\n"
         "the_place_where_it_hangs()\n"
     )
     done = subprocess.run(

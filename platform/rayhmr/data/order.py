@@ -167,14 +167,15 @@ def check_order(order: EpochOrder, world_size: int) -> None:
             f"train.batch_size={order.batch_size}: must be a multiple of data.lanes="
             f"{order.lanes} (by default scaling.num_workers), since every lane gives an equal part"
         )
-    steps = range(order.steps)
-    for rank in range(world_size):
-        if any(all(s.start == s.stop for s in order.part(k, rank, world_size)) for k in steps):
-            raise ConfigError(
-                f"train.batch_size={order.batch_size}: the {order.rows} training rows do not give "
-                f"each of {world_size} workers a row at every step; raise it, take fewer workers "
-                "(scaling.num_workers), or raise data.train_fraction"
-            )
+    # Neighbouring rows of a step lie at most 1 / fewest apart on the line of `lanes` (`_share`), of
+    # which each rank has a stretch of lanes / world_size.
+    fewest = min(map(order.lane_rows, range(order.lanes))) // order.steps if order.rows else 0
+    if fewest * order.lanes < world_size:
+        raise ConfigError(
+            f"train.batch_size={order.batch_size}: the {order.rows} training rows do not give "
+            f"each of {world_size} workers a row at every step; raise it, take fewer workers "
+            "(scaling.num_workers), or raise data.train_fraction"
+        )
 
 
 def reading_order(

@@ -37,7 +37,7 @@ def split_files(
 
 
 class _Reader:
-    """Windows in order, read ahead by a thread. `then` is called when all of them are read."""
+    """Windows in order, read ahead by a thread. `all_read` is set when it has read all of them."""
 
     def __init__(self, fetch: Fetch, windows: Sequence[Window]) -> None:
         self._tables: queue.Queue[tuple[Window, pa.Table] | BaseException | None]

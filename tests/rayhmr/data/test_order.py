@@ -142,6 +142,18 @@ def test_a_window_holds_rows_from_many_places():
     assert np.mean(np.abs(np.diff(rows)) == 1) < 0.01
 
 
+@settings(max_examples=200, deadline=None)
+@given(order=ORDERS, workers=st.integers(1, 12))
+def test_what_is_accepted_gives_every_worker_a_row_at_every_step(order, workers):
+    try:
+        check_order(order, workers)
+    except ConfigError:
+        return
+    for step in range(order.steps):
+        for rank in range(workers):
+            assert sum(p.stop - p.start for p in order.part(step, rank, workers)) >= 1
+
+
 def test_too_few_rows_and_uneven_batches_are_refused():
     with pytest.raises(ConfigError, match=r"batch_size=10: must be a multiple of data\.lanes=4"):
         check_order(order_of(100, lanes=4, batch_size=10), 4)
