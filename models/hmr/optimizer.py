@@ -86,12 +86,15 @@ class GuardedAdamW:
         return bad
 
     def _flat_buffers(self) -> Tensor:
-        return torch.cat([buffer.detach().flatten() for buffer in self._buffers])
+        nothing = self._skipped.new_zeros(0)  # for models without such buffers
+        return torch.cat([nothing, *(buffer.detach().flatten() for buffer in self._buffers)])
 
     @torch.no_grad()
     def _restore_buffers(self, bad: Tensor) -> None:
         """Batch norm has seen the step before anybody knew that it was bad; an activation that was
         infinite once would stay in its statistics for ever."""
+        if not self._buffers:
+            return
         self._good_buffers = torch.where(bad > 0, self._good_buffers, self._flat_buffers())
         parts = self._good_buffers.split([buffer.numel() for buffer in self._buffers])
         shaped = [part.view(b.shape) for part, b in zip(parts, self._buffers, strict=True)]

@@ -260,7 +260,8 @@ def validated(rank, world_size, decay, updates_of):
         has_smpl=torch.ones(3, dtype=torch.bool),
     )
     context = SimpleNamespace(
-        rank=rank, world_size=world_size, device=torch.device("cpu"), prepare_model=lambda m: m
+        rank=rank, world_size=world_size, device=torch.device("cpu"), prepare_model=lambda m: m,
+        alive=lambda: None,
     )
     data = SimpleNamespace(steps_per_epoch=1, val_batches=lambda: [people])
     config = TrainConfig(ema_decay=decay)
