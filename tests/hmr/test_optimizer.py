@@ -370,7 +370,7 @@ def test_the_allowed_number_of_bad_steps_is_a_setting() -> None:
     with pytest.raises(HmrError, match="3 steps in a row") as caught:
         optimizer.refuse_divergence()
     assert "samples" not in str(caught.value)
-    with pytest.raises(HmrError, match=r"samples of the latest steps: v1/3, v2/7$"):
+    with pytest.raises(HmrError, match=r"samples of these steps: v1/3, v2/7$"):
         optimizer.refuse_divergence(["v1/3", "v2/7"])
 
 
@@ -404,6 +404,8 @@ def test_a_resumed_optimizer_equals_one_that_went_on() -> None:
         assert torch.equal(mine, its)
         for name, value in one.inner.state[mine].items():
             assert torch.equal(other.inner.state[its][name], value), name
-    assert one.state() == other.state() == {"skipped": 4, "streak": 0, "longest": 3}
+    assert (
+        one.state() == other.state() == {"skipped": 4, "streak": 0, "longest": 3, "worst_step": 4}
+    )
     assert other.skipped == 4
     assert other.diverged
