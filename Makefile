@@ -5,12 +5,14 @@ STAMP := .venv/.installed
 # One thread a process: several processes share the machine, and each owns its cores.
 export OMP_NUM_THREADS ?= 1
 
-# Browser tests need Chromium and its driver; without them they are left out, and said so.
-CHROMIUM := $(shell command -v chromedriver 2>/dev/null)
+# Tests that start neither Ray nor a browser share the cores; the others have them to themselves.
+FAST := -m "not ray and not browser and not chaos" -n auto --maxprocesses 4 --dist loadfile
+# Browser tests need Chromium; without it they are left out, and said so.
+CHROMIUM := $(shell command -v chromium 2>/dev/null)
 ifeq ($(CHROMIUM),)
-SELECT := -m "not browser and not chaos"
+SLOW := -m "ray and not browser and not chaos"
 else
-SELECT :=
+SLOW := -m "(ray or browser) and not chaos"
 endif
 
 .PHONY: help setup demo test test-fast test-chaos test-netns lint format types bench clean
@@ -31,15 +33,16 @@ demo: $(STAMP)  ## the whole platform on synthetic people; writes demo/report.ht
 
 test: $(STAMP)  ## every test, with real Ray clusters on this machine
 ifeq ($(CHROMIUM),)
-	@echo "chromedriver is not installed: browser tests are left out"
+	@echo "chromium is not installed: browser tests are left out"
 endif
-	$(BIN)/python -m pytest $(SELECT)
+	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python -m pytest $(SLOW)
 
 test-fast: $(STAMP)  ## tests that start neither Ray nor a browser
-	$(BIN)/python -m pytest -m "not ray and not browser and not chaos"
+	$(BIN)/python -m pytest $(FAST)
 
-test-chaos: $(STAMP)  ## everything that may die does, one after the other (half an hour)
-	$(BIN)/python -m pytest -m chaos tests/chaos
+test-chaos: $(STAMP)  ## what takes minutes: everything that may die, whole jobs on clusters and stores
+	$(BIN)/python -m pytest -m chaos tests/chaos tests/rayhmr
 
 test-netns: $(STAMP)  ## training across two network namespaces whose link is cut; needs root
 	$(BIN)/python -m pytest -m chaos tests/netns

@@ -1,4 +1,4 @@
-"""Measure speed: python jobs/benchmark.py [body] [synthetic] [data] [train] [chaos] [rounds=7]"""
+"""Measure speed: python jobs/benchmark.py [body] [synthetic] [data] [train] [predict] …"""
 
 from rayhmr import command_line
 from rayhmr.config import BenchmarkJob
@@ -12,4 +12,4 @@ def main(job: BenchmarkJob) -> dict:
 
 
 if __name__ == "__main__":
-    command_line.run(BenchmarkJob, main, words="what")
+    command_line.run(BenchmarkJob, main, words="what", switches={"--serve": "chaos_of=serve"})

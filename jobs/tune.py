@@ -1,4 +1,4 @@
-"""Search settings: python jobs/tune.py --config jobs/configs/tune_cpu.yaml"""
+"""Search settings: python jobs/tune.py --config jobs/configs/tune.yaml"""
 
 from rayhmr import command_line
 from rayhmr.config import TuneJob

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_FREE = (
@@ -110,25 +109,3 @@ def test_no_unsafe_loader_in_the_source() -> None:
     ]:
         found = [line for line in file.read_text().splitlines() if unsafe.search(line)]
         assert not found, f"{file}: {found}"
-
-
-def test_ray_accepts_the_cluster_file() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    validate_config(prepare_config(config))
-    # A missing list is filled with an install of another Ray version by the launcher.
-    for key in (
-        "initialization_commands",
-        "setup_commands",
-        "head_setup_commands",
-        "worker_setup_commands",
-    ):
-        assert key in config
-    for source in config["file_mounts"].values():
-        if source.startswith("./"):
-            assert (ROOT / source).exists(), source
-    assert any(
-        "ray==2.60.0" in line for line in (ROOT / "constraints.txt").read_text().splitlines()
-    )
-    assert ":2.60.0-" in config["docker"]["image"]

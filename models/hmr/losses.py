@@ -78,7 +78,7 @@ def _step_terms(
 ) -> dict[str, Tensor]:
     """This part's share of the terms of one step. joints: (B, 49, 3) metres. counts: (4,)."""
     count_2d, count_3d, count_smpl, people = counts.unbind()
-    projected = project_weak(joints, estimate.pred_cam, batch.images.shape[-1])
+    projected = project_weak(joints, estimate.pred_cam, batch.side)
     difference_2d = projected - batch.keypoints_2d[..., :2]
     difference_3d = _centred(joints) - _centred(batch.keypoints_3d[..., :3])
     first = 0 if config.pose_root else 1

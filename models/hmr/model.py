@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hmr.axis_angle_regressor import AxisAngleRegressor
 from hmr.config import ModelConfig
-from hmr.encoder import SmallEncoder, TorchvisionEncoder, build_encoder
+from hmr.encoder import Encoder, SmallEncoder, TorchvisionEncoder, build_encoder
 from hmr.errors import ConfigError, DataError
 from hmr.regressor import IterativeRegressor, MeanParameters
 from hmr.structures import Prediction
@@ -20,6 +20,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class HMR(nn.Module):
     """Images (B, 3, S, S) uint8 RGB to the Prediction of every step; normalises on the device."""
 
+    encoder: Encoder
     image_scale: Tensor
     image_shift: Tensor
 
@@ -35,7 +36,13 @@ class HMR(nn.Module):
         self.register_buffer("image_shift", (-mean / std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, n_iter: int | None = None) -> Prediction:
-        """n_iter: number of steps instead of the configured T."""
+        """images: or (B, C) features of this encoder, which then does not run. n_iter: number of
+        steps instead of the configured T."""
+        is_features = images.ndim == 2 and images.is_floating_point()
+        return self.regressor(images if is_features else self.features(images), n_iter)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) uint8 to (B, C)."""
         expected = (3, self.image_size, self.image_size)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
             raise DataError(
@@ -43,8 +50,7 @@ class HMR(nn.Module):
                 f"(B, {', '.join(map(str, expected))}): crop with hmr.crops.crop_image"
             )
         normalised = images.to(self.image_scale.dtype) * self.image_scale + self.image_shift
-        features = self.encoder(normalised.contiguous(memory_format=torch.channels_last))
-        return self.regressor(features, n_iter)
+        return self.encoder(normalised.contiguous(memory_format=torch.channels_last))
 
 
 def build_model(config: ModelConfig, mean: MeanParameters | None = None) -> HMR:

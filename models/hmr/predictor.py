@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,38 +11,17 @@ import torch
 from torch import Tensor
 
 from hmr.body import Body
-from hmr.camera import crop_to_full, default_focal, perspective_projection
-from hmr.crops import (
-    DEFAULT_PADDING,
-    box_to_affine,
-    box_xyxy_to_square,
-    centre_box,
-    crop_image,
-)
+from hmr.camera import crop_to_full, perspective_projection
+from hmr.crops import DEFAULT_PADDING, Frame
 from hmr.errors import DataError, HmrError
 from hmr.model import HMR
-from hmr.rotations import matrix_to_axis_angle
-from hmr.structures import Person, Prediction
+from hmr.person_crops import PersonCrop, person_crops
+from hmr.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+from hmr.structures import Parameters, Person, Prediction
 
 BATCH_SIZE = 32
 """People of one forward pass."""
 MAX_ITERATIONS = 16
-MIN_OVERLAP_PX = 1.0
-"""A box shares at least this much of each axis with its image."""
-MAX_BOX_RATIO = 100.0
-"""A box is at most this many times as long as its image."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One person to recover: a square of one image. item: number of the image in the request."""
-
-    item: int
-    image: np.ndarray
-    box: np.ndarray
-    center: np.ndarray
-    side: float
-    focal: float
 
 
 class Predictor:
@@ -78,15 +56,16 @@ class Predictor:
 
     def predict(
         self,
-        image: np.ndarray,
+        image: np.ndarray | Frame,
         boxes: np.ndarray | Sequence[Sequence[float]] | None = None,
         n_iter: int | None = None,
         focal: float | None = None,
     ) -> list[Person]:
         """The people of one upright image (H, W, 3) uint8 RGB, in the order of their boxes.
 
-        boxes: (N, 4) as x1, y1, x2, y2 in pixels; none: one person, the whole image.
-        n_iter: refinement steps, 1 to 16. focal: focal length in pixels; none: the diagonal.
+        image: its pixels, or fewer of them as a Frame. boxes: (N, 4) as x1, y1, x2, y2 in the
+        image's pixels; none: one person, the whole image. n_iter: refinement steps, 1 to 16.
+        focal: focal length in pixels; none: the diagonal.
 
         DataError names a box or image that breaks its rule; HmrError when the model's numbers are
         not finite.
@@ -98,12 +77,16 @@ class Predictor:
 
     def predict_many(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | Frame],
         boxes: Sequence[np.ndarray | Sequence[Sequence[float]] | None] | None = None,
         n_iter: int | None = None,
         focals: Sequence[float | None] | None = None,
+        *,
+        mesh: bool = True,
     ) -> list[list[Person] | HmrError]:
         """`predict` for several images, crops of all of them batched together.
+
+        mesh: False leaves the vertices out, which are a third of the time of a small model.
 
         An image that fails gets its error in its place and leaves the others alone. The answer to
         an image does not depend on what it was batched with (beyond 1e-5 of rounding).
@@ -117,26 +100,49 @@ class Predictor:
                 "lengths: give one of each for every image"
             )
         results: list[list[Person] | HmrError] = []
-        tasks: list[_Task] = []
+        tasks: list[tuple[int, PersonCrop]] = []
         for item, (image, of_image, focal) in enumerate(zip(images, boxes, focals, strict=True)):
             try:
-                tasks += self._tasks(item, image, of_image, focal)
+                tasks += [(item, crop) for crop in self.crops(image, of_image, focal)]
                 results.append([])
             except HmrError as error:
                 results.append(error)
         for chunk in _chunks(tasks, BATCH_SIZE):
-            for task, person in zip(chunk, self._recover(chunk, n_iter), strict=True):
-                people = results[task.item]
+            crops = [crop for _, crop in chunk]
+            found = people_of(crops, self.columns(crops, n_iter, mesh=mesh))
+            for (item, _), person in zip(chunk, found, strict=True):
+                people = results[item]
                 if isinstance(people, HmrError):
                     continue
-                if person is None:
-                    results[task.item] = HmrError(
-                        f"box {task.box.round(1).tolist()}: the model's numbers are not finite; "
-                        "try another picture, and if it stays so, train with a lower learning rate"
-                    )
+                if isinstance(person, HmrError):
+                    results[item] = person
                 else:
                     people.append(person)
         return results
+
+    def crops(
+        self,
+        image: np.ndarray | Frame,
+        boxes: np.ndarray | Sequence[Sequence[float]] | None = None,
+        focal: float | None = None,
+    ) -> list[PersonCrop]:
+        """What this model sees of an image's people; arguments and DataError as in `predict`."""
+        return person_crops(
+            image, boxes, focal, image_size=self.image_size, padding=self.box_padding
+        )
+
+    def columns(
+        self, crops: Sequence[PersonCrop], n_iter: int | None = None, *, mesh: bool = True,
+        step_meshes: bool = False,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Everything about the people as arrays with one row for each; `people_of` reads them.
+
+        mesh: False leaves `vertices` empty, (N, 0, 3). step_meshes: also `step_vertices`,
+        (N, T + 1, V, 3) metres: the mesh of every step, cam_t not yet added.
+        """
+        prediction = self.predict_crops(np.stack([crop.pixels for crop in crops]), n_iter)
+        with torch.inference_mode():
+            return self._columns(prediction, crops, mesh, step_meshes)
 
     def predict_crops(self, crops: np.ndarray | Tensor, n_iter: int | None = None) -> Prediction:
         """Every iteration for square crops, on the model's device, in float32.
@@ -156,85 +162,76 @@ class Predictor:
             prediction: Prediction = self.model(crops.to(self.device), n_iter)
             return Prediction(iterations=tuple(step.float() for step in prediction.iterations))
 
-    def _tasks(
-        self,
-        item: int,
-        image: np.ndarray,
-        boxes: np.ndarray | Sequence[Sequence[float]] | None,
-        focal: float | None,
-    ) -> list[_Task]:
-        _check_image(image)
-        height, width = image.shape[:2]
-        if focal is None:
-            focal = default_focal(width, height)
-        elif not (np.isfinite(focal) and focal > 0):
-            raise DataError(f"focal={focal}: must be a finite number of pixels above 0")
-        if boxes is None:
-            box = np.array([0, 0, width, height], np.float64)
-            return [_Task(item, image, box, *centre_box(width, height), focal)]
-        return [
-            _Task(item, image, box, *box_xyxy_to_square(box, self.box_padding), focal)
-            for box in _checked_boxes(boxes, width, height)
-        ]
-
-    def _recover(self, tasks: Sequence[_Task], n_iter: int | None) -> list[Person | None]:
-        """A person for each task; none where the numbers are not finite."""
-        size = self.image_size
-        crops = [
-            crop_image(task.image, box_to_affine(task.center, task.side, size), size)
-            for task in tasks
-        ]
-        prediction = self.predict_crops(np.stack(crops), n_iter)
-        with torch.inference_mode():
-            columns = self._columns(prediction, tasks)
-        finite = np.all(
-            [np.isfinite(c).reshape(len(tasks), -1).all(1) for c in columns.values()], axis=0
-        )
-        return [
-            _person(task, {name: column[row] for name, column in columns.items()})
-            if finite[row]
-            else None
-            for row, task in enumerate(tasks)
-        ]
-
-    def _columns(self, prediction: Prediction, tasks: Sequence[_Task]) -> dict[str, np.ndarray]:
-        """Everything about a batch of people as arrays with one row for each."""
-        final = prediction.final
-        output = self.body(final.rotmats, final.betas)
-        centers = self._tensor([task.center for task in tasks])
-        sides = self._tensor([task.side for task in tasks])
-        sizes = self._tensor([task.image.shape[1::-1] for task in tasks])
-        focals = self._tensor([task.focal for task in tasks])
-        cam_t = crop_to_full(final.pred_cam, centers, sides, sizes, focals)
-        joints_2d = perspective_projection(output.joints, cam_t, focals, sizes / 2)
+    def _columns(
+        self, prediction: Prediction, crops: Sequence[PersonCrop], mesh: bool, step_meshes: bool
+    ) -> dict[str, np.ndarray]:
+        vertices, joints = self._bodies(prediction.final, mesh)
+        centers = self._tensor([crop.center for crop in crops])
+        sides = self._tensor([crop.side for crop in crops])
+        sizes = self._tensor([crop.size for crop in crops])
+        focals = self._tensor([crop.focal for crop in crops])
+        cam_t = crop_to_full(prediction.final.pred_cam, centers, sides, sizes, focals)
+        joints_2d = perspective_projection(joints, cam_t, focals, sizes / 2)
         steps = prediction.iterations
+        rotmats = torch.stack([step.rotmats for step in steps], 1)
         tensors = {
-            "vertices": output.vertices,
-            "joints_3d": output.joints,
+            "vertices": vertices,
+            "joints_3d": joints,
             "joints_2d": joints_2d,
             "cam_t": cam_t,
-            "pose": matrix_to_axis_angle(torch.stack([s.rotmats for s in steps], 1)).flatten(2),
-            "betas": torch.stack([s.betas for s in steps], 1),
-            "pred_cam": torch.stack([s.pred_cam for s in steps], 1),
+            "pose": matrix_to_axis_angle(rotmats).flatten(2),
+            "betas": torch.stack([step.betas for step in steps], 1),
+            "pred_cam": torch.stack([step.pred_cam for step in steps], 1),
         }
+        if step_meshes:
+            # By way of the axis-angles of the answer, so that its parameters give these meshes.
+            turned = axis_angle_to_matrix(tensors["pose"].unflatten(2, (24, 3)))
+            meshes = self.body(turned.flatten(0, 1), tensors["betas"].flatten(0, 1)).vertices
+            tensors["step_vertices"] = meshes.unflatten(0, (len(crops), len(steps)))
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+    def _bodies(self, step: Parameters, mesh: bool) -> tuple[Tensor, Tensor]:
+        if mesh:
+            output = self.body(step.rotmats, step.betas)
+            return output.vertices, output.joints
+        joints = self.body.joints_only(step.rotmats, step.betas)
+        return joints.new_empty(len(joints), 0, 3), joints
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.as_tensor(np.array(values), dtype=torch.float32, device=self.device)
 
 
-def _person(task: _Task, row: dict[str, np.ndarray]) -> Person:
+def people_of(
+    crops: Sequence[PersonCrop], columns: dict[str, np.ndarray]
+) -> list[Person | HmrError]:
+    """A person for each crop from the rows of `Predictor.columns`; HmrError in the place of one
+    whose numbers are not finite."""
+    finite = np.all(
+        [np.isfinite(c).all(axis=tuple(range(1, c.ndim))) for c in columns.values()], axis=0
+    )
+    return [
+        _person(crop, {name: column[row] for name, column in columns.items()})
+        if finite[row]
+        else HmrError(
+            f"box {crop.box.round(1).tolist()}: the model's numbers are not finite; "
+            "try another picture, and if it stays so, train with a lower learning rate"
+        )
+        for row, crop in enumerate(crops)
+    ]
+
+
+def _person(crop: PersonCrop, row: dict[str, np.ndarray]) -> Person:
     """row: vertices, joints, cam_t of one person; pose, betas, pred_cam of each of T + 1 steps."""
-    height, width = task.image.shape[:2]
+    width, height = crop.size
     iterations = tuple(
         {"global_orient": pose[:3], "body_pose": pose[3:], "betas": betas, "pred_cam": pred_cam}
         for pose, betas, pred_cam in zip(row["pose"], row["betas"], row["pred_cam"], strict=True)
     )
     # Copies: a slice would keep the whole batch in memory for as long as one person lives.
     return Person(
-        box_xyxy=task.box.astype(np.float32),
+        box_xyxy=crop.box.astype(np.float32),
         cam_t=row["cam_t"].copy(),
-        focal_length=np.full(2, task.focal, np.float32),
+        focal_length=np.full(2, crop.focal, np.float32),
         principal_point=np.array([width / 2, height / 2], np.float32),
         vertices=row["vertices"].copy(),
         joints_3d=row["joints_3d"].copy(),
@@ -244,7 +241,9 @@ def _person(task: _Task, row: dict[str, np.ndarray]) -> Person:
     )
 
 
-def _chunks(tasks: Iterable[_Task], size: int) -> Iterator[list[_Task]]:
+def _chunks(
+    tasks: Iterable[tuple[int, PersonCrop]], size: int
+) -> Iterator[list[tuple[int, PersonCrop]]]:
     remaining = iter(tasks)
     while chunk := list(itertools.islice(remaining, size)):
         yield chunk
@@ -255,47 +254,3 @@ def _check_n_iter(n_iter: int | None) -> None:
         return
     if not isinstance(n_iter, int | np.integer) or not 1 <= n_iter <= MAX_ITERATIONS:
         raise DataError(f"n_iter={n_iter}: must be a whole number from 1 to {MAX_ITERATIONS}")
-
-
-def _check_image(image: np.ndarray) -> None:
-    if not isinstance(image, np.ndarray):
-        raise DataError(
-            f"image is a {type(image).__name__}; it must be uint8 (H, W, 3), RGB: "
-            "read it with hmr.crops.read_image"
-        )
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise DataError(
-            f"image is {image.dtype} {image.shape}; it must be uint8 (H, W, 3), RGB: "
-            "read it with hmr.crops.read_image"
-        )
-
-
-def _checked_boxes(
-    boxes: np.ndarray | Sequence[Sequence[float]], width: int, height: int
-) -> np.ndarray:
-    """(N, 4) float64; DataError names the first box that is no box of this image."""
-    try:
-        array = np.asarray(boxes, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"boxes={boxes!r:.80}: give rows of 4 numbers, x1, y1, x2, y2") from error
-    if array.size == 0:
-        return array.reshape(0, 4)
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise DataError(f"boxes have the shape {array.shape}; give (N, 4) as x1, y1, x2, y2")
-    for number, box in enumerate(array):
-        x1, y1, x2, y2 = box
-        inside_x, inside_y = min(x2, width) - max(x1, 0), min(y2, height) - max(y1, 0)
-        if not np.isfinite(box).all():
-            rule = "every coordinate must be finite"
-        elif x2 <= x1 or y2 <= y1:
-            rule = "x2 must be above x1 and y2 above y1; give corners, not width and height"
-        elif min(inside_x, inside_y) < MIN_OVERLAP_PX:
-            rule = (
-                f"it must overlap the {width} x {height} image by {MIN_OVERLAP_PX:g} pixel or more"
-            )
-        elif max(x2 - x1, y2 - y1) > MAX_BOX_RATIO * max(width, height):
-            rule = f"no side may be above {MAX_BOX_RATIO:g} times the {width} x {height} image's"
-        else:
-            continue
-        raise DataError(f"box {number} {box.tolist()}: {rule}")
-    return array

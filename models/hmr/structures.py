@@ -42,6 +42,11 @@ class Batch:
     has_smpl: Tensor
     sample_ids: tuple[str, ...] = ()
 
+    @property
+    def side(self) -> int:
+        """Of the crops, in pixels."""
+        return self.images.shape[-1]
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
         return _map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
@@ -60,7 +65,10 @@ class Batch:
             f.name: torch.tensor_split(getattr(self, f.name), count)
             for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
         }  # fmt: skip
-        return [Batch(**{n: t[number] for n, t in split.items()}) for number in range(count)]
+        return [
+            replace(self, sample_ids=(), **{n: t[number] for n, t in split.items()})
+            for number in range(count)
+        ]
 
     def first(self, count: int) -> Batch:
         """At most so many of its people."""
@@ -69,6 +77,21 @@ class Batch:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBatch(Batch):
+    """A batch whose pictures a frozen encoder has seen before (`hmr.features`).
+
+    images: (B, C) float32, its features. crop_size: side of the pictures, in pixels.
+    """
+
+    crop_size: int
+
+    @property
+    def side(self) -> int:
+        """Of the crops, in pixels."""
+        return self.crop_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +154,8 @@ class Person:
     pred_cam: (3,) weak-perspective camera of the crop.
     cam_t: (3,) metres: add it to vertices or joints to place them before the camera.
     focal_length: (2,) fx, fy and principal_point: (2,) cx, cy in pixels of the full image.
-    vertices: (V, 3) and joints_3d: (24, 3), metres, camera axes, cam_t not yet added.
+    vertices: (V, 3) and joints_3d: (24, 3), metres, camera axes, cam_t not yet added; vertices are
+        (0, 3) where no mesh was asked for.
     joints_2d: (24, 2) pixels of the full image.
     iterations: joints and vertices are those of the last of these; each entry is a
         dict(global_orient, body_pose, betas, pred_cam) for iteration 0..T.

@@ -12,6 +12,7 @@ an epoch it was cut.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -385,6 +386,9 @@ def fit(
     finite gradient.
     """
     torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS asks for a workspace of a fixed size, and reads this when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.deterministic

@@ -19,8 +19,13 @@ from hmr.embedded_body import embedded_body
 from hmr.rotations import axis_angle_to_matrix
 from hmr.synthetic import Generator
 from rayhmr.benchmark_chaos import chaos_rates
+from rayhmr.benchmark_chaos_serve import serve_chaos_rates
 from rayhmr.benchmark_data import data_rates
+from rayhmr.benchmark_predict import predict_rates
+from rayhmr.benchmark_scale import scale_rates
+from rayhmr.benchmark_serve import serve_rates
 from rayhmr.benchmark_train import train_ratios
+from rayhmr.benchmark_tune import tune_rates
 from rayhmr.config import BenchmarkJob
 from rayhmr.report import text_table
 from rayhmr.telemetry import say
@@ -140,8 +145,16 @@ def benchmark(job: BenchmarkJob) -> dict[str, Any]:
         "body": body_ratios,
         "synthetic": generator_rates,
         "data": lambda rounds: data_rates(rounds, job.threads),
-        "chaos": lambda _: chaos_rates(job.kill_for_s),
+        "serve": lambda _: serve_rates(job),
+        "predict": lambda _: predict_rates(job),
+        "chaos": lambda _: (
+            serve_chaos_rates(job.load_s)
+            if job.chaos_of == "serve"
+            else chaos_rates(job.kill_for_s)
+        ),
+        "scale": lambda _: scale_rates(job.scale_workers, job.scale_trials),
         "train": train_ratios,
+        "tune": tune_rates,
     }
     results: dict[str, Any] = {"threads": job.threads}
     for name in job.what:

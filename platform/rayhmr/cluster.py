@@ -8,15 +8,20 @@ otherwise and take the wrong cluster when a machine carries two.
 
 from __future__ import annotations
 
+import http.client
 import logging
+import math
 import os
 import shutil
 import socket
+import ssl
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,9 @@ WORKER_ENVIRONMENT = {
     # footers; a pass of the demo lasts seconds, and so does the start of those processes.
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Serve hears of load every 10 s otherwise, too late for the delays that jobs/serve.py has.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
 _UNSAFE_SWITCHES = (
     "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
@@ -54,12 +62,16 @@ class ClusterInfo:
 
 
 @contextmanager
-def connect(config: ClusterConfig, cpus_needed: int, gpus_needed: int = 0) -> Iterator[ClusterInfo]:
+def connect(
+    config: ClusterConfig, cpus_needed: int, gpus_needed: int = 0,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[ClusterInfo]:  # fmt: skip
     """Ray for the length of the block; a connection that exists already is used and left alone.
+    metadata: of the job, for those who list Ray's jobs.
 
     ConfigError when the cluster cannot be reached, HmrError when it has not what the job needs.
     """
-    import ray
+    import ray.job_config
 
     for name in _UNSAFE_SWITCHES:
         if os.environ.get(name, "0") not in ("", "0"):
@@ -70,7 +82,8 @@ def connect(config: ClusterConfig, cpus_needed: int, gpus_needed: int = 0) -> It
     address = config.address
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or "local"
-    opened = _local(config, cpus_needed) if address == "local" else _remote(address)
+    about = ray.job_config.JobConfig(metadata=dict(metadata or {}))
+    opened = _local(config, cpus_needed, about) if address == "local" else _remote(address, about)
     with opened as info:
         wait_for_resources(
             {"CPU": float(cpus_needed), "GPU": float(gpus_needed)}, config.start_timeout_s
@@ -94,6 +107,28 @@ def quiet() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
+def open_here(
+    request: str | urllib.request.Request, timeout: float, tls: ssl.SSLContext | None = None
+) -> http.client.HTTPResponse:
+    """`urlopen` for addresses of this machine: http_proxy and its like are for the way out of it.
+
+    OSError where nobody answers, or another status than 2xx.
+    """
+    handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+    answer: http.client.HTTPResponse = urllib.request.build_opener(*handlers).open(
+        request, None, timeout
+    )
+    return answer
+
+
+def _no_proxy(host: str) -> dict[str, str]:
+    """The variables that keep every other client in this job and its workers from asking a proxy
+    for addresses of this machine."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = dict.fromkeys([*filter(None, given.split(",")), "localhost", "127.0.0.1", host])
+    return dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(names))
+
+
 def free_port() -> int:
     """A TCP port of the loopback address that nobody listens on now."""
     with socket.socket() as probe:
@@ -102,7 +137,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """These variables for the length of the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -116,26 +152,41 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _local(config: ClusterConfig, cpus_needed: int) -> Iterator[ClusterInfo]:
+def _agent_at_a_free_port() -> Iterator[None]:
+    """A cluster that starts in the block takes submitted jobs even where another one runs on this
+    machine: Ray's agent would listen at 52365 in both, `ray.init` has no setting for it, and the
+    second one's would end. Nodes started by command have `--dashboard-agent-listen-port`."""
+    from ray._private import parameter
+
+    given = parameter.RayParams
+    parameter.RayParams = partial(given, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = given
+
+
+@contextmanager
+def _local(config: ClusterConfig, cpus_needed: int, about: Any) -> Iterator[ClusterInfo]:
     import ray
 
     cpus = config.num_cpus or max(os.cpu_count() or 1, cpus_needed)
     port = free_port()
-    address = f"{ray.util.get_node_ip_address()}:{port}"
+    host = ray.util.get_node_ip_address()
+    address = f"{host}:{port}"
     # Ray's sockets live in here and their paths may have 107 letters.
     temporary = Path(tempfile.mkdtemp(prefix="rayhmr-", dir=os.environ.get("RAY_TMPDIR")))
     say(f"starting Ray on this machine with {cpus} logical CPUs")
-    environment = WORKER_ENVIRONMENT | {
-        "RAY_ADDRESS": address, "RAY_GCS_SERVER_PORT": str(port),
-    }  # fmt: skip
-    with _environment(environment):
+    variables = {"RAY_ADDRESS": address, "RAY_GCS_SERVER_PORT": str(port)} | _no_proxy(host)
+    with environment(WORKER_ENVIRONMENT | variables):
         try:
-            ray.init(
-                address="local", num_cpus=cpus, resources={DRIVER_RESOURCE: 1000},
-                object_store_memory=config.object_store_mb * 1_000_000, include_dashboard=True,
-                dashboard_host="127.0.0.1", _temp_dir=str(temporary), log_to_driver=False,
-                logging_level=logging.WARNING,
-            )  # fmt: skip
+            with _agent_at_a_free_port():
+                ray.init(
+                    address="local", num_cpus=cpus, resources={DRIVER_RESOURCE: 1000},
+                    object_store_memory=config.object_store_mb * 1_000_000, include_dashboard=True,
+                    dashboard_host="127.0.0.1", _temp_dir=str(temporary), log_to_driver=False,
+                    logging_level=logging.WARNING, job_config=about,
+                )  # fmt: skip
             quiet()
             yield _info(address)
         except SystemExit:  # an end that was asked for
@@ -151,13 +202,14 @@ def _local(config: ClusterConfig, cpus_needed: int) -> Iterator[ClusterInfo]:
 
 
 @contextmanager
-def _remote(address: str) -> Iterator[ClusterInfo]:
+def _remote(address: str, about: Any) -> Iterator[ClusterInfo]:
     import ray
 
     say(f"connecting to the Ray cluster at {address}")
     try:
         context = ray.init(
             address=address, log_to_driver=False, logging_level=logging.WARNING,
+            job_config=about,
             runtime_env={"env_vars": WORKER_ENVIRONMENT | {"RAY_ADDRESS": address}},
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -177,26 +229,38 @@ def _remote(address: str) -> Iterator[ClusterInfo]:
 def wait_for_resources(needed: Mapping[str, float], timeout_s: float) -> None:
     """Return once the cluster has these resources in all; HmrError says what is missing.
 
-    Ray itself would wait for ever, and without a word.
+    Ray itself would wait for ever, and without a word. A cluster that can grow is asked to: it adds
+    nodes for what somebody wants, and the job wants nothing before it is sure of room.
     """
+    from ray.autoscaler.sdk import request_resources
+
+    wants = _missing(needed)
+    if not wants:
+        return
+    deadline = time.monotonic() + timeout_s
+    say(f"waiting up to {timeout_s:g} s for {wants}")
+    request_resources(
+        bundles=[{name: 1.0} for name, value in needed.items() for _ in range(math.ceil(value))]
+    )
+    try:
+        while wants := _missing(needed):
+            if time.monotonic() > deadline:
+                raise HmrError(
+                    f"the cluster lacks {wants} after {timeout_s:g} s; add nodes, ask for fewer "
+                    "workers (scaling.num_workers), or raise cluster.start_timeout_s"
+                )
+            time.sleep(1.0)
+    finally:
+        request_resources(bundles=[])
+
+
+def _missing(needed: Mapping[str, float]) -> str:
+    """What the cluster has too little of, in words; empty when it has all."""
     import ray
 
-    deadline = time.monotonic() + timeout_s
-    said = False
-    while True:
-        total: dict[str, Any] = ray.cluster_resources()
-        missing = {k: v for k, v in needed.items() if v > total.get(k, 0.0)}
-        if not missing:
-            return
-        wants = ", ".join(
-            f"{value:g} {name} (it has {total.get(name, 0.0):g})" for name, value in missing.items()
-        )
-        if time.monotonic() > deadline:
-            raise HmrError(
-                f"the cluster lacks {wants} after {timeout_s:g} s; add nodes, ask for fewer "
-                "workers (scaling.num_workers), or raise cluster.start_timeout_s"
-            )
-        if not said:
-            say(f"waiting up to {timeout_s:g} s for {wants}")
-            said = True
-        time.sleep(1.0)
+    total: dict[str, Any] = ray.cluster_resources()
+    return ", ".join(
+        f"{value:g} {name} (it has {total.get(name, 0.0):g})"
+        for name, value in needed.items()
+        if value > total.get(name, 0.0)
+    )

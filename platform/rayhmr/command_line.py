@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hmr.errors import ConfigError, HmrError
+from rayhmr.log import check_format, say
 
 Job = TypeVar("Job", bound=BaseModel)
 
@@ -233,20 +234,33 @@ _LESS_NOISE = {
 
 def run(
     job: type[Job], main: Callable[[Job], dict[str, Any]], *, default_config: str | None = None,
-    words: str | None = None,
+    words: str | None = None, switches: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Parse the command line, run `main`, print its results as the last line of stdout.
 
-    words: the setting, a list, that words without an equals sign are the values of. Exit code 0
+    words: the setting, a list, that words without an equals sign are the values of. switches: short
+    forms of settings, such as `--serve` of `chaos_of=serve`. Exit code 0
     only on success; 2 for a wrong setting, 1 for an error the user can cure. Those two print a
     message instead of a traceback.
     """
-    arguments = _parser(job, default_config).parse_intermixed_args()
+    try:
+        check_format()
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    parser = _parser(job, default_config)
+    for switch, meaning in (switches or {}).items():
+        parser.add_argument(
+            switch, dest="overrides_of_switches", action="append_const", const=meaning,
+            help=f"short for {meaning}",
+        )  # fmt: skip
+    arguments = parser.parse_intermixed_args()
+    arguments.overrides += vars(arguments).get("overrides_of_switches") or []
     files = arguments.config or ([default_config] if default_config else [])
     try:
         settings = load(job, files, _with_words(arguments.overrides, words))
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        say(str(error), level="error")
         sys.exit(2)
     if arguments.print_config:
         sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
@@ -262,7 +276,7 @@ def print_results(work: Callable[[], dict[str, Any]]) -> None:
     try:
         results = work()
     except HmrError as error:
-        sys.stderr.write(f"error: {error}\n")
+        say(f"error: {error}", level="error")
         sys.exit(1)
     sys.stdout.flush()
     sys.stdout.write(json.dumps(results, allow_nan=False) + "\n")

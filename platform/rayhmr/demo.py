@@ -290,7 +290,12 @@ def demo(job: DemoJob) -> dict[str, Any]:
         with steps.time("predict: a folder of images"):
             write_images(people, folder / "images")
             predicted = predict(
-                PredictJob(model=model, input=f"{folder}/images", output=f"{folder}/predictions")
+                PredictJob(
+                    model=model,
+                    input=f"{folder}/images",
+                    output=f"{folder}/predictions",
+                    num_actors=1,
+                )
             )
         with steps.time("serve: start, ask, measure"):
             service = ServeJob(model=model, port=job.serve_port)

@@ -13,7 +13,7 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
@@ -141,12 +141,20 @@ class _Line:
         )  # fmt: skip
 
 
+class Element(Protocol):
+    """One thing of a drawing: as SVG, and painted on a canvas SMOOTH times the drawing's size."""
+
+    def svg(self) -> str: ...
+
+    def paint(self, canvas: Image.Image) -> None: ...
+
+
 class Drawing:
     """What was added first lies below. title: what is shown, for those who cannot see it."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
         self.width, self.height, self.title = width, height, title
-        self.elements: list[_Text | _Picture | _Polygon | _Line] = []
+        self.elements: list[Element] = []
 
     def text(
         self, x: float, y: float, text: str, size: float, *, anchor: Anchor = "middle",

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from hmr.errors import ConfigError, ImageError
 from rayhmr.data.sources.eth import EthSource
 from rayhmr.data.sources.record import RawPerson, RejectedRow, Unit
-from rayhmr.people_table import PEOPLE
 from rayhmr.pictures import Images
+from rayhmr.prediction_files import PEOPLE
 from rayhmr.telemetry import say
 
 RESULTS = "results.csv"

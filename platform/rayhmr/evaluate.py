@@ -8,11 +8,11 @@ PA-MPJPE on varied poses.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,14 @@ from rayhmr.people_errors import (
     PeopleErrors,
     evaluate_samples,
     intervals,
+    people_rows,
     summary,
 )
 from rayhmr.pinned_model import PinnedModel
+from rayhmr.storage import Folder
 from rayhmr.telemetry import say
+
+EVALUATION, PEOPLE_ERRORS = "evaluation.json", "people.csv"
 
 
 def mean_pose(info: DatasetInfo) -> MeanPoseBaseline:
@@ -66,14 +70,14 @@ def baseline_means(info: DatasetInfo, split: str, body: Body) -> dict[str, float
     return {name: total / count for name, total in accumulated.items()} if count else {}
 
 
-def _write(output: Path, results: dict[str, Any], tables: Mapping[str, list[Any]]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+def _write(output: Folder, results: dict[str, Any], tables: Mapping[str, list[Any]]) -> None:
+    output.write(EVALUATION, (json.dumps(results, indent=2) + "\n").encode())
     for name, rows in tables.items():
-        with (output / name).open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+        output.write(name, text.getvalue().encode())
 
 
 def open_model(job: EvaluateJob, info: DatasetInfo) -> tuple[PinnedModel, Predictor]:
@@ -162,14 +166,18 @@ def evaluate(job: EvaluateJob) -> dict[str, Any]:
     joints, root = yardstick.joints_used
     results = summary(errors) | {
         "model": pinned.reference, "model_sha256": pinned.sha256, "split": job.split,
-        "data_fingerprint": info.fingerprint, "protocol": job.protocol,
+        "data": info.location, "data_fingerprint": info.fingerprint, "protocol": job.protocol,
         "joints": joints, "joint_names": list(JOINT_SETS[yardstick.protocol.joints]), "root": root,
         "truth": yardstick.truth_used, "metrics": intervals(errors, yardstick.protocol),
         "images_per_s": round(len(errors) / seconds, 1),
     }  # fmt: skip
     say(markdown(results))
     if job.output is not None:
-        tables = {"by_iteration.csv": results["by_iteration"], "table.csv": metric_rows(results)}
-        _write(Path(job.output), results, tables)
-        say(f"wrote {Path(job.output).absolute()}")
+        tables = {
+            "by_iteration.csv": results["by_iteration"], "table.csv": metric_rows(results),
+            PEOPLE_ERRORS: people_rows(errors),
+        }  # fmt: skip
+        output = Folder(job.output)
+        _write(output, results, tables)
+        say(f"wrote {output.location}")
     return results

@@ -153,3 +153,12 @@ def intervals(errors: PeopleErrors, protocol: Protocol) -> dict[str, dict[str, A
             "unit": METRIC_UNITS[name][1], "count": len(rows), "groups": count,
         }  # fmt: skip
     return measured
+
+
+def people_rows(errors: PeopleErrors) -> list[dict[str, Any]]:
+    """One row a person: `sample_id` and the errors of the last iteration."""
+    final = {name: values[-1].tolist() for name, values in errors.by_iteration.items()}
+    return [
+        {"sample_id": sample_id} | {name: values[row] for name, values in final.items()}
+        for row, sample_id in enumerate(errors.sample_ids)
+    ]

@@ -1,32 +1,32 @@
-"""What batch prediction writes: people.parquet, overlays/, rejected/rejected.csv, predictions.json.
+"""The rows of a batch prediction: one is one person.
 
-One row of people.parquet is one person. The meaning, unit and frame of every column stand in the
-file's own schema, as `description` in the metadata of each field.
+The meaning, unit and frame of every column stand in the file's own schema, as `description` in the
+metadata of each field. `sample_id`, `image_size`, `center`, `scale`, `pose`, `betas`, `transl` and
+`intrinsics` are called, and mean, what they do in person shards.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Collection
-from contextlib import AbstractContextManager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from hmr.errors import ConfigError, HmrError
-from hmr.manifest import replaced_folder
+from hmr.crops import box_xyxy_to_square, centre_box
 from hmr.skeleton import SMPL_JOINT_NAMES
 from hmr.structures import Person
 
-MANIFEST = "predictions.json"
-PEOPLE = "people.parquet"
-REJECTED = "rejected/rejected.csv"
-ROW_GROUP = 1000
-
+SHARD_NUMBERS = {
+    "center": (2, "centre of the person's square in the image, pixels"),
+    "pose": (72, "global_orient and body_pose"),
+    "transl": (3, "cam_t"),
+    "intrinsics": (4, "fx, fy, cx, cy in pixels of the upright image"),
+}
+"""The same under the names of the shards."""
 PERSON_NUMBERS = {
     "box_xyxy": (4, "x1, y1, x2, y2 in pixels of the upright image"),
     "global_orient": (3, "axis-angle of the root in the camera frame: x right, y down, z forward"),
@@ -46,45 +46,100 @@ def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False
     return pa.field(name, kind, nullable=nullable, metadata={"description": meaning})
 
 
-PEOPLE_SCHEMA = pa.schema(
-    [
-        _field("image", pa.string(), "path below the input folder"),
-        _field("image_width", pa.int32(), "pixels, upright"),
-        _field("image_height", pa.int32(), "pixels, upright"),
-        _field("person", pa.int32(), "number of the person in the image, from 0"),
-        *(
-            _field(name, pa.list_(pa.float32(), size), meaning)
-            for name, (size, meaning) in PERSON_NUMBERS.items()
-        ),
-        _field("n_iter", pa.int32(), "refinement steps of the regressor"),
-        _field("model", pa.string(), "name in the registry, or of the folder"),
-        _field("model_version", pa.int32(), "version in the registry, if any", nullable=True),
-        _field("model_sha256", pa.string(), "sha256 of the weights"),
-    ],
-    metadata={"joint_set": "smpl24", "joint_names": json.dumps(SMPL_JOINT_NAMES)},
-)
+ITERATION_NUMBERS = {"pose": 72, "betas": 10, "pred_cam": 3}
 
-RESULT_SCHEMA = pa.schema(
-    {
-        "path": pa.string(),
-        "reason": pa.string(),
-        "detail": pa.string(),
-        "people": pa.list_(pa.struct(list(PEOPLE_SCHEMA))),
-        "overlay": pa.binary(),
+
+def _people_schema(*, iterations: bool) -> pa.Schema:
+    vectors = PERSON_NUMBERS | SHARD_NUMBERS
+    every_step = [
+        _field(f"iterations_{name}", pa.list_(pa.list_(pa.float32(), size)),
+               f"{name} of the start and after every step")
+        for name, size in ITERATION_NUMBERS.items()
+    ]  # fmt: skip
+    return pa.schema(
+        [
+            _field("sample_id", pa.string(), "image/person"),
+            _field("image", pa.string(), "name in the input: path below the folder, or sample_id"),
+            _field("image_width", pa.int32(), "pixels, upright"),
+            _field("image_height", pa.int32(), "pixels, upright"),
+            _field("image_size", pa.list_(pa.int32(), 2), "width and height of the upright image"),
+            _field("person", pa.int32(), "number of the person in the image, from 0"),
+            *(
+                _field(name, pa.list_(pa.float32(), size), meaning)
+                for name, (size, meaning) in vectors.items()
+            ),
+            _field("scale", pa.float32(), "side of the person's square / 200"),
+            *(every_step if iterations else []),
+            _field("n_iter", pa.int32(), "refinement steps of the regressor"),
+            _field("model", pa.string(), "name in the registry, or of the folder"),
+            _field("model_version", pa.int32(), "version in the registry, if any", nullable=True),
+            _field("model_sha256", pa.string(), "sha256 of the weights"),
+        ],
+        metadata={"joint_set": "smpl24", "joint_names": json.dumps(SMPL_JOINT_NAMES)},
+    )
+
+
+PEOPLE_SCHEMA = _people_schema(iterations=False)
+ITERATIONS_SCHEMA = _people_schema(iterations=True)
+"""With every iteration."""
+
+
+def result_schema(people: pa.Schema) -> pa.Schema:
+    """What becomes of one picture: `reason` and `detail`, or people and the boxes refused beside
+    them. number, path: as in the listing."""
+    return pa.schema(
+        {
+            "number": pa.int64(),
+            "path": pa.string(),
+            "reason": pa.string(),
+            "detail": pa.string(),
+            "people": pa.list_(pa.struct(list(people))),
+            "refused": pa.list_(pa.struct({"person": pa.int64(), "detail": pa.string()})),
+            "overlay": pa.binary(),
+        }
+    )
+
+
+RESULT_SCHEMA = result_schema(PEOPLE_SCHEMA)
+
+
+def person_row(
+    person: Person, padding: float | None, *, iterations: bool = False
+) -> dict[str, Any]:
+    """The columns that come from the person alone.
+
+    padding: side of the person's square over the longer side of the box; none: the box is the whole
+    picture, and the square the one around it.
+    """
+    row: dict[str, Any] = {
+        name: np.asarray(getattr(person, name), np.float32).reshape(-1) for name in PERSON_NUMBERS
     }
-)
-"""What becomes of one file: either `reason` and `detail`, or people."""
+    x1, y1, x2, y2 = row["box_xyxy"].tolist()
+    if padding is None:
+        center, side = centre_box(round(x2 - x1), round(y2 - y1))
+    else:
+        center, side = box_xyxy_to_square(row["box_xyxy"], padding)
+    row |= {
+        "pose": np.concatenate([row["global_orient"], row["body_pose"]]),
+        "transl": row["cam_t"], "center": center.astype(np.float32), "scale": side / 200,
+        "intrinsics": np.concatenate([row["focal_length"], row["principal_point"]]),
+        "n_iter": len(person.iterations) - 1,
+    }  # fmt: skip
+    if iterations:
+        steps = person.iterations
+        row |= {
+            "iterations_pose": [
+                np.concatenate([step["global_orient"], step["body_pose"]]) for step in steps
+            ],
+            "iterations_betas": [step["betas"] for step in steps],
+            "iterations_pred_cam": [step["pred_cam"] for step in steps],
+        }
+    return row
 
 
-def person_row(person: Person) -> dict[str, Any]:
-    """The columns of PEOPLE_SCHEMA that come from the person alone."""
-    row = {name: getattr(person, name).reshape(-1).tolist() for name in PERSON_NUMBERS}
-    return row | {"n_iter": len(person.iterations) - 1}
-
-
-def overlay_names(paths: Collection[str]) -> dict[str, str]:
-    """Path of each image to that of its overlay: `a/b.png` to `a/b.jpg`, or to `a/b.png.jpg` when
-    an image beside it has the same stem, or is called like it."""
+def file_names(paths: Collection[str], ending: str = ".jpg") -> dict[str, str]:
+    """Path of each image to that of a file about it: `a/b.png` to `a/b.jpg`, or to `a/b.png.jpg`
+    when an image beside it has the same stem, or is called like it."""
     stems = Counter(str(PurePosixPath(path).with_suffix("")) for path in paths)
     # A folder below the input becomes a folder of the same name below overlays/.
     folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
@@ -92,79 +147,6 @@ def overlay_names(paths: Collection[str]) -> dict[str, str]:
     names = {}
     for path in paths:
         stem = str(PurePosixPath(path).with_suffix(""))
-        alone = stems[stem] == 1 and stem not in taken and f"{stem}.jpg" not in folders
-        names[path] = f"{stem if alone else path}.jpg"
+        alone = stems[stem] == 1 and stem not in taken and f"{stem}{ending}" not in folders
+        names[path] = f"{stem if alone else path}{ending}"
     return names
-
-
-class PeopleWriter:
-    """Writes results into a folder as they come, and counts them.
-
-    paths: every listed file; each must come exactly once.
-    """
-
-    def __init__(self, folder: Path, paths: Collection[str]) -> None:
-        self.folder = folder
-        self.awaited = set(paths)
-        self.overlays = overlay_names(paths)
-        self.predicted = self.people = 0
-        self.reasons: Counter[str] = Counter()
-        self._rows: list[dict[str, Any]] = []
-        (folder / REJECTED).parent.mkdir()
-        self._csv = (folder / REJECTED).open("w", newline="", encoding="utf-8")
-        self._rejected = csv.writer(self._csv)
-        self._rejected.writerow(["id", "reason", "detail"])
-        self._parquet = pq.ParquetWriter(folder / PEOPLE, PEOPLE_SCHEMA, compression="zstd")
-
-    @property
-    def done(self) -> int:
-        """Files with a result so far."""
-        return self.predicted + self.reasons.total()
-
-    def add(self, result: dict[str, Any]) -> None:
-        """One row of RESULT_SCHEMA. HmrError for a file that was not listed or came twice."""
-        path = result["path"]
-        if path not in self.awaited:
-            raise HmrError(f"{path}: a second result for one file, or a file that was not listed")
-        self.awaited.remove(path)
-        if result["reason"] is not None:
-            self.reasons[result["reason"]] += 1
-            self._rejected.writerow([path, result["reason"], result["detail"]])
-            return
-        self.predicted += 1
-        self.people += len(result["people"])
-        self._rows += result["people"]
-        if len(self._rows) >= ROW_GROUP:
-            self._flush()
-        if result["overlay"] is not None:
-            target = self.folder / "overlays" / self.overlays[path]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(result["overlay"])
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._parquet.write_table(pa.Table.from_pylist(self._rows, PEOPLE_SCHEMA))
-            self._rows = []
-
-    def close(self) -> None:
-        """Finish the files. HmrError when a listed file had no result."""
-        self._flush()
-        self._parquet.close()
-        self._csv.close()
-        if self.awaited:
-            raise HmrError(
-                f"{len(self.awaited)} listed files had no result, among them "
-                f"{min(self.awaited)}; run the job again"
-            )
-
-
-def finished_folder(target: Path) -> AbstractContextManager[Path]:
-    """A new folder that becomes `target`, with one rename, when the block ends without an error.
-
-    What an earlier prediction wrote there is replaced; a folder with anything else is refused.
-    """
-    foreign = ConfigError(
-        f"output={target}: is there and holds no {MANIFEST}, so no prediction made it; "
-        "choose another folder"
-    )
-    return replaced_folder(target, MANIFEST, foreign)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from hmr.body import Body
 from hmr.checkpoint import WEIGHTS, load_bundle, verify_bundle
@@ -12,11 +11,7 @@ from hmr.config import BodyConfig
 from hmr.errors import BundleError
 from hmr.predictor import Predictor
 from rayhmr.registry import Registry, resolve
-
-
-def _absolute(path: str) -> str:
-    """The same place for processes that work in another folder."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+from rayhmr.storage import absolute, joined, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +28,16 @@ class PinnedModel:
     @classmethod
     def of(cls, reference: str, body: BodyConfig) -> PinnedModel:
         """A bundle's folder, registry/name@version or registry/name@alias; BundleError if none."""
-        reference = _absolute(reference.rstrip("/"))
-        registry, _, last = reference.rpartition("/")
+        reference = absolute(reference.rstrip("/"))
+        registry, last = split(reference)
         name, at, wanted = last.partition("@")
         version = None
         if at and not os.path.isdir(reference):
             version = Registry(registry).version_of(name, wanted)
-            reference = f"{registry}/{name}@{version}"
+            reference = joined(registry, f"{name}@{version}")
         manifest = verify_bundle(resolve(reference))
         if body.path != "embedded":
-            body = body.model_copy(update={"path": _absolute(body.path)})
+            body = body.model_copy(update={"path": absolute(body.path)})
         return cls(
             reference=reference,
             name=last if version is None else name,

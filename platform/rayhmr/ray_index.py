@@ -58,7 +58,7 @@ def _repair(folder: Folder, say: Callable[[str], None], score: str) -> None:
     if epochs:
         folder.write(INDEX, _index_of(epochs, damaged, score).encode())
         done.append(f"it was made again from the {len(epochs)} complete epochs that are there")
-    say(f"{folder.location}/{INDEX}: Ray's index of checkpoints {wrong}; {', and '.join(done)}")
+    say(f"{folder.at(INDEX)}: Ray's index of checkpoints {wrong}; {', and '.join(done)}")
 
 
 def _epochs(place: Place) -> tuple[dict[str, dict[str, float]], dict[str, str]]:

@@ -1,12 +1,16 @@
 """The model registry: plain folders that need no service.
 
-<registry>/<name>/1/            a bundle; versions only ever increase
+<registry>/<name>/1/                 a bundle; versions only ever increase
 <registry>/<name>/2/
-<registry>/<name>/aliases.json  {"best": 2}
+<registry>/<name>/aliases/best.json  {"version": 2, "before": [1]}: where `best` points, and pointed
 
 The registry is a local path, or anything pyarrow.fs opens, such as s3:// and gs://. A version
 exists when its manifest does, and the manifest comes last: what a killed writer leaves behind is
 never seen. The alias `latest` is always there and means the highest version.
+
+Each alias has a file of its own, so writers of different aliases cannot lose each other's. Two that
+move the same alias at once wait for each other on a local disk; in an object store, which has no
+locks, the one that writes last wins, with the history that it had read.
 """
 
 from __future__ import annotations
@@ -23,15 +27,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from hmr.errors import BundleError, ConfigError
 from hmr.manifest import MANIFEST, is_complete, sync, verify
-from rayhmr.storage import Folder
+from rayhmr.storage import Folder, explained, split
 
 LATEST = "latest"
-ALIASES = "aliases.json"
+PREVIOUS = "previous"
+ALIASES = "aliases"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -68,7 +74,8 @@ class Registry:
         """The complete versions of a model, ascending; empty for an unknown one."""
         numbers = self._numbers(_checked_name("model", name))
         manifests = [f"{self._root}/{name}/{number}/{MANIFEST}" for number in numbers]
-        infos = self._files.get_file_info(manifests)
+        with explained(self.uri):
+            infos = self._files.get_file_info(manifests)
         return [
             number
             for number, info in zip(numbers, infos, strict=True)
@@ -79,7 +86,9 @@ class Registry:
         """Alias to version, `latest` among them."""
         versions = self.versions(name)
         latest = {LATEST: versions[-1]} if versions else {}
-        return self._stored_aliases(name) | latest
+        files = (info.base_name for info in self._list(f"{name}/{ALIASES}"))
+        aliases = [file.removesuffix(".json") for file in files if file.endswith(".json")]
+        return {alias: self._stored(name, alias)["version"] for alias in aliases} | latest
 
     def register(self, name: str, bundle: str | os.PathLike[str]) -> int:
         """Copy a complete bundle in as the next version and return its number.
@@ -89,20 +98,33 @@ class Registry:
         _checked_name("model", name)
         folder = Path(bundle)
         verify(folder)
-        return (self._put_local if self._is_local else self._put_remote)(name, folder)
+        with explained(self.uri, "to write here"):
+            return (self._put_local if self._is_local else self._put_remote)(name, folder)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias at a version; readers see the old one or the new one, nothing between."""
-        if _checked_name("alias", alias) == LATEST or alias.isdecimal():
+        if _checked_name("alias", alias) in (LATEST, PREVIOUS) or alias.isdecimal():
             raise ConfigError(
-                f"alias {alias!r}: a number is a version and {LATEST!r} is always the highest; "
-                "choose another word, such as 'best'"
+                f"alias {alias!r}: a number is a version and {LATEST!r} is always the highest, "
+                f"{PREVIOUS!r} the one before; choose another word, such as 'best'"
             )
         if version not in self.versions(name):
             raise BundleError(f"{self.uri}: {name} has no version {version}; {self._known(name)}")
         with self._alias_lock(name):
-            changed = self._stored_aliases(name) | {alias: version}
-            self._replace_file(f"{self._root}/{name}/{ALIASES}", json.dumps(changed, indent=2))
+            now = self._stored(name, alias).get("version")
+            past = [*self._before(name, alias), *([] if now is None else [now]), version]
+            # What came after a version to which the alias returns is dropped: it was worse.
+            stored = {"version": version, "before": past[: past.index(version)]}
+            self._replace_file(self._alias_file(name, alias), json.dumps(stored))
+
+    def previous(self, name: str, alias: str) -> int:
+        """The version that the alias pointed at before; BundleError when there was none."""
+        if not (before := self._before(name, alias)):
+            raise BundleError(
+                f"{self.uri}: {name}@{alias} has pointed at no other version yet; "
+                f"{self._known(name)}"
+            )
+        return before[-1]
 
     def version_of(self, name: str, reference: str) -> int:
         """The version that `3`, `best` or `latest` means; BundleError lists what there is."""
@@ -129,9 +151,10 @@ class Registry:
 
     def _list(self, folder: str) -> list[pafs.FileInfo]:
         path = f"{self._root}/{folder}".rstrip("/")
-        infos: list[pafs.FileInfo] = self._files.get_file_info(
-            pafs.FileSelector(path, allow_not_found=True)
-        )
+        with explained(self.uri):
+            infos: list[pafs.FileInfo] = self._files.get_file_info(
+                pafs.FileSelector(path, allow_not_found=True)
+            )
         return infos
 
     def _numbers(self, name: str) -> list[int]:
@@ -142,13 +165,22 @@ class Registry:
             if info.type == pafs.FileType.Directory and info.base_name.isdecimal()
         )
 
-    def _stored_aliases(self, name: str) -> dict[str, int]:
-        path = f"{self._root}/{_checked_name('model', name)}/{ALIASES}"
-        if self._files.get_file_info(path).type != pafs.FileType.File:
-            return {}
-        with self._files.open_input_stream(path) as stream:
-            aliases: dict[str, int] = json.loads(stream.read())
-        return aliases
+    def _before(self, name: str, alias: str) -> list[int]:
+        """Where the alias pointed before it pointed where it does, as far as it is still there."""
+        there = self.versions(name)
+        return [v for v in self._stored(name, alias).get("before", []) if v in there]
+
+    def _alias_file(self, name: str, alias: str) -> str:
+        return f"{self._root}/{_checked_name('model', name)}/{ALIASES}/{alias}.json"
+
+    def _stored(self, name: str, alias: str) -> dict[str, Any]:
+        path = self._alias_file(name, alias)
+        with explained(self.uri):
+            if self._files.get_file_info(path).type != pafs.FileType.File:
+                return {}
+            with self._files.open_input_stream(path) as stream:
+                stored: dict[str, Any] = json.loads(stream.read())
+        return stored
 
     def _put_local(self, name: str, bundle: Path) -> int:
         """Copy under a hidden name, then claim the next number by renaming: rename fails when
@@ -213,8 +245,8 @@ class Registry:
 
     @contextmanager
     def _alias_lock(self, name: str) -> Iterator[None]:
-        """Two local writers of different aliases wait for each other; the lock of a killed one is
-        free. Object stores have no locks: there the last writer's aliases stand."""
+        """Two local writers wait for each other, so that neither loses the other's history; the
+        lock of a killed one is free. Object stores have no locks."""
         if not self._is_local:
             yield
             return
@@ -225,11 +257,13 @@ class Registry:
     def _replace_file(self, path: str, text: str) -> None:
         # An object store shows a new object only when it is complete, and cannot rename.
         name = f"{path}.{uuid.uuid4().hex}.partial" if self._is_local else path
-        with self._files.open_output_stream(name) as stream:
-            stream.write(text.encode())
-        if self._is_local:
-            sync(Path(name))
-            Path(name).replace(path)
+        with explained(self.uri, "to write here"):
+            self._files.create_dir(path.rpartition("/")[0], recursive=True)
+            with self._files.open_output_stream(name) as stream:
+                stream.write(text.encode())
+            if self._is_local:
+                sync(Path(name))
+                Path(name).replace(path)
 
     def _download(self, source: str, label: str) -> Path:
         base = os.environ.get("RAYHMR_CACHE") or Path(
@@ -242,8 +276,9 @@ class Registry:
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
         partial.mkdir(parents=True)
         try:
-            pafs.copy_files(source, str(partial), source_filesystem=self._files,
-                            destination_filesystem=pafs.LocalFileSystem())  # fmt: skip
+            with explained(self.uri):
+                pafs.copy_files(source, str(partial), source_filesystem=self._files,
+                                destination_filesystem=pafs.LocalFileSystem())  # fmt: skip
             verify(partial)
             shutil.rmtree(target, ignore_errors=True)
             try:
@@ -257,8 +292,9 @@ class Registry:
 
 def resolve(reference: str) -> Path:
     """The local bundle folder that `path/to/registry/name@best`, `…/name@3`, `s3://…/name@latest`
-    or simply the path of a bundle means; BundleError says what there is instead."""
-    folder, _, last = reference.rstrip("/").rpartition("/")
+    or simply the path of a bundle means; BundleError says what there is instead. The query of an
+    address comes last: `s3://…/name@best?endpoint_override=…`."""
+    folder, last = split(reference)
     if "@" in last and not Path(reference).is_dir():
         name, _, wanted = last.partition("@")
         return Registry(folder or ".").fetch(name, wanted)

@@ -54,14 +54,9 @@ class RemotePlace:
         self._forget(name)
 
     def _upload(self, written: Path, name: str) -> None:
-        self.folder.files.create_dir(self.folder.path(name), recursive=True)
         for path in written.iterdir():
             if path.name != MANIFEST:
-                pafs.copy_files(
-                    str(path), self.folder.path(f"{name}/{path.name}"),
-                    source_filesystem=pafs.LocalFileSystem(),
-                    destination_filesystem=self.folder.files,
-                )  # fmt: skip
+                self.folder.copy_in(path, f"{name}/{path.name}")
         self.folder.write(f"{name}/{MANIFEST}", (written / MANIFEST).read_bytes())
 
     def check(self, name: str) -> None:
@@ -71,7 +66,7 @@ class RemotePlace:
         files = json.loads(self.read(f"{name}/{MANIFEST}"))["files"]
         for file in files:
             if not self.folder.exists(f"{name}/{file}"):
-                raise BundleError(f"{self.location}/{name}/{file}: is missing")
+                raise BundleError(f"{self.folder.at(f'{name}/{file}')}: is missing")
 
     def fetch(self, name: str) -> Path:
         """See Place. Downloaded once; the copy goes with `close`, or when the process ends."""
@@ -85,10 +80,7 @@ class RemotePlace:
         partial = target.with_suffix(".partial")
         partial.mkdir()
         try:
-            pafs.copy_files(
-                self.folder.path(name), str(partial), source_filesystem=self.folder.files,
-                destination_filesystem=pafs.LocalFileSystem(),
-            )  # fmt: skip
+            self.folder.copy_out(name, partial)
             verify(partial)
             partial.rename(target)
         finally:

@@ -12,11 +12,23 @@ import numpy as np
 
 from hmr.crops import encode_jpeg
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5c6675; --line: #d9dee6;
-  --paper: #fbfcfd; --s1: #2a6fbb; --s2: #c8651b; --s3: #3d8f5a; --s4: #8a5bb5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b4; --line: #333c49;
-  --paper: #14181e; --s1: #6aa9e9; --s2: #e69a5c; --s3: #71c290; --s4: #bb96dd; } }
+PALETTE = {
+    "ink": ("#1c2330", "#e6eaf0"), "soft": ("#5c6675", "#9aa5b4"), "line": ("#d9dee6", "#333c49"),
+    "mute": ("#b3bac5", "#566072"), "paper": ("#fbfcfd", "#14181e"), "s1": ("#2a6fbb", "#6aa9e9"),
+    "s2": ("#c8651b", "#e69a5c"), "s3": ("#3d8f5a", "#71c290"), "s4": ("#8a5bb5", "#bb96dd"),
+}  # fmt: skip
+"""Each colour of a page on light and on dark paper; in a page its name is a CSS variable."""
+
+
+def _variables(which: int) -> str:
+    return " ".join(f"--{name}: {colors[which]};" for name, colors in PALETTE.items())
+
+
+_STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(0)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
+"""
+_STYLE += """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 72rem; background: var(--paper);
   color: var(--ink); font: 15px/1.55 system-ui, sans-serif; }
@@ -28,7 +40,8 @@ th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); tex
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
 svg { max-width: 100%; height: auto; }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+.wide svg { display: block; }
+.lines text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } code { font: .92em ui-monospace, monospace; }
 pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: 6px; }
 """
@@ -84,7 +97,8 @@ def html_picture(image: np.ndarray, caption: str, *, quality: int = 88) -> str:
     )
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers inside a range, about `count` of them."""
     raw = (high - low) / max(count - 1, 1) or 1.0
     magnitude = 10 ** np.floor(np.log10(raw))
     step = magnitude * min((1, 2, 2.5, 5, 10), key=lambda m: abs(m * magnitude - raw))
@@ -109,7 +123,7 @@ def line_chart(
     x0, x1 = xs.min(), xs.max() if xs.max() > xs.min() else xs.min() + 1
     margin = 0.06 * (ys.max() - ys.min() or 1)
     y0, y1 = ys.min() - margin, ys.max() + margin
-    longest = max(len(f"{tick:g}") for tick in _ticks(y0, y1))
+    longest = max(len(f"{tick:g}") for tick in ticks(y0, y1))
     left, right, top, bottom = 30 + 7 * longest, 130, 14, 42
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -117,17 +131,17 @@ def line_chart(
         return px, height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom)
 
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'<svg class="lines" viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'aria-label="{html.escape(y_label)} against {html.escape(x_label)}">'
     ]
-    for tick in _ticks(y0, y1):
+    for tick in ticks(y0, y1):
         _, py = place(x0, tick)
         parts.append(
             f'<line class="axis" x1="{left}" x2="{width - right}" y1="{py:.1f}" '
             f'y2="{py:.1f}"/><text x="{left - 6}" y="{py + 4:.1f}" '
             f'text-anchor="end">{tick:g}</text>'
         )
-    for tick in _ticks(x0, x1, 7):
+    for tick in ticks(x0, x1, 7):
         px, _ = place(tick, y0)
         parts.append(
             f'<text x="{px:.1f}" y="{height - bottom + 18}" text-anchor="middle">{tick:g}</text>'
@@ -160,17 +174,25 @@ def line_chart(
     return "".join(parts)
 
 
-def write_page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, str]]) -> None:
-    """A page of (heading, HTML) sections; written beside the target, then renamed."""
+def page(
+    title: str, lead: str, sections: Sequence[tuple[str, str]], *, style: str = "", script: str = ""
+) -> str:
+    """A page of (heading, HTML) sections. style, script: added to the page's own."""
     body = "".join(
         f"<section><h2>{html.escape(h)}</h2>{content}</section>" for h, content in sections
     )
-    page = (
+    script = f"<script>{script}</script>" if script else ""
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>{body}</body></html>'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}{style}</style></head><body>"
+        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>{body}{script}'
+        "</body></html>"
     )
+
+
+def write_page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, str]]) -> None:
+    """Such a page as a file; written beside the target, then renamed."""
     partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(page(title, lead, sections), encoding="utf-8")
     partial.replace(path)

@@ -6,19 +6,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 
 from hmr.body import Body
 from hmr.checkpoint import load_model_weights, save_bundle
 from hmr.model import build_model
+from hmr.predictor import Predictor
 from hmr.regressor import MeanParameters
 from hmr.rotations import nearest_rotation
 from rayhmr.config import TrainJob
 from rayhmr.data.schema import DatasetInfo
 from rayhmr.evaluate import baseline_means
 from rayhmr.registry import Registry
-from rayhmr.storage import Folder
+from rayhmr.serve.golden import RECORD, golden_answer
+from rayhmr.storage import Folder, joined
 from rayhmr.telemetry import say
 
 BUNDLE = "bundle"
@@ -44,31 +45,28 @@ def write_bundle(
     figures |= {f"baseline_{k}": v for k, v in baseline_means(info, "val", body).items()}
     with tempfile.TemporaryDirectory(prefix="rayhmr-bundle-") as temporary:
         load_model_weights(checkpoint, model)
+        recorded = golden_answer(Predictor(model, body))
         bundle = save_bundle(
             f"{temporary}/{BUNDLE}", model=model, model_config=job.model, body=body,
             metrics=figures,
             provenance=provenance | {
                 "data_fingerprint": info.fingerprint, "measured_on": "validation split",
-                "settings": job.model_dump(mode="json", include={"data", "model", "train"}),
+                RECORD: recorded,
+                "settings": job.model_dump(
+                    mode="json", include={"data", "model", "train", "encoder_from"}
+                ),
             },
         )  # fmt: skip
         target.remove(BUNDLE)
-        target.files.create_dir(target.path(BUNDLE), recursive=True)
-        pafs.copy_files(
-            str(bundle), target.path(BUNDLE), source_filesystem=pafs.LocalFileSystem(),
-            destination_filesystem=target.files,
-        )  # fmt: skip
+        target.copy_in(bundle, BUNDLE)
     return figures
 
 
 def register(folder: Folder, registry: str, name: str, alias: str = "best") -> int:
     """Put <folder>/bundle into the registry, point the alias at it, return its version."""
     with tempfile.TemporaryDirectory(prefix="rayhmr-register-") as temporary:
-        pafs.copy_files(
-            folder.path(BUNDLE), temporary, source_filesystem=folder.files,
-            destination_filesystem=pafs.LocalFileSystem(),
-        )  # fmt: skip
+        folder.copy_out(BUNDLE, Path(temporary))
         version = Registry(registry).register(name, temporary)
     Registry(registry).set_alias(name, alias, version)
-    say(f"registered {registry}/{name}@{version} as {alias}")
+    say(f"registered {joined(registry, f'{name}@{version}')} as {alias}")
     return version

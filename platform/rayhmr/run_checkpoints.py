@@ -7,8 +7,10 @@ folders alone: they know themselves whether they are complete.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ray.train import Checkpoint
 
@@ -20,11 +22,22 @@ from rayhmr.telemetry import say
 
 
 class RunCheckpoints(CheckpointStore):
-    """See `CheckpointStore`. keep: checkpoints inside epochs."""
+    """See `CheckpointStore`. keep: checkpoints inside epochs. saved: gets a fact about each one
+    that was written, from the saving thread."""
 
-    def __init__(self, folder: Folder, keep: int, *, warn: Callable[[str], None] = say) -> None:
+    def __init__(
+        self, folder: Folder, keep: int, *, warn: Callable[[str], None] = say,
+        saved: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(place_of(folder), keep, warn=warn)
-        self._folder = folder
+        self._folder, self._saved = folder, saved
+
+    def _save_now(self, name: str, write: Callable[[Path], object]) -> None:
+        start = time.perf_counter()
+        super()._save_now(name, write)
+        if self._saved is not None:
+            seconds = round(time.perf_counter() - start, 3)
+            self._saved({"kind": "checkpoint", "checkpoint": name, "seconds": seconds})
 
     def as_ray(self, name: str) -> Checkpoint:
         """The checkpoint as Ray Train knows it: a place, whatever is there."""

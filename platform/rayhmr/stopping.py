@@ -1,10 +1,10 @@
-"""Ending a run early without losing a step: SIGTERM to the driver becomes a wish of the workers."""
+"""Ending a run early without losing a step: signals to the driver become wishes of the workers."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -45,26 +45,43 @@ class StopFlag:
             return False
 
 
+class Asked(threading.Event):
+    """Set by a signal. number: which one it was."""
+
+    number: int = signal.SIGTERM
+
+    @property
+    def exit_code(self) -> int:
+        """What a process ends with that such a signal ended: 143 for SIGTERM, 130 for Ctrl-C."""
+        return 128 + self.number
+
+
 @contextmanager
-def terminating(then: Callable[[], None]) -> Iterator[threading.Event]:
-    """While the block runs, the first SIGTERM calls `then`, from a thread, and sets the event; the
-    second one ends the process. Outside the main thread nothing changes."""
-    asked = threading.Event()
+def terminating(
+    then: Callable[[], None], numbers: Sequence[signal.Signals] = (signal.SIGTERM,)
+) -> Iterator[Asked]:
+    """While the block runs, the first of these signals calls `then`, from a thread, and sets the
+    event; the second one ends the process. Outside the main thread nothing changes."""
+    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def heard(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise SystemExit(128 + number)
+        asked.number = number
         asked.set()
-        say("SIGTERM: keeping a checkpoint, then ending; once more to end at once")
+        name = signal.Signals(number).name
+        say(f"{name}: keeping a checkpoint, then ending; once more to end at once")
         # A signal may come in the middle of anything; Ray is called from elsewhere.
         threading.Thread(target=then, daemon=True).start()
 
-    signal.signal(signal.SIGTERM, heard)
+    for number in numbers:
+        signal.signal(number, heard)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

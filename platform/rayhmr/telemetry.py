@@ -12,7 +12,6 @@ import json
 import math
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,15 +23,11 @@ from typing import Any
 
 import ray
 
+from rayhmr.log import say as say
+
 POLL_S = 1.0
 METRICS = "metrics.jsonl"
 PICTURES = "pictures"
-
-
-def say(text: str) -> None:
-    """A line for people, on stderr; stdout belongs to the results."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 class _BoardState:

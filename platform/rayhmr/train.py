@@ -7,9 +7,10 @@ the same settings goes on where the run stopped, with any number of workers.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,25 +25,39 @@ from ray.train.v2.api.validation_config import ValidationConfig
 
 from hmr.errors import ConfigError, DivergedError
 from hmr.progress import epoch_line, progress_line, resume_line
-from rayhmr.cluster import connect
-from rayhmr.config import TrainJob, differences
+from rayhmr.cluster import connect, environment
+from rayhmr.config import TrainJob, differences, with_defaults
+from rayhmr.data.cache_cleaning import cleaning_up
 from rayhmr.data.order import EpochOrder, check_order
 from rayhmr.data.schema import DatasetInfo, read_info
 from rayhmr.data.stream import split_files
+from rayhmr.job_metadata import metadata_of
+from rayhmr.log import speaking_of
+from rayhmr.metrics import TrainingMetrics, trial_of
 from rayhmr.mlflow_log import MlflowLog, check_mlflow
+from rayhmr.placement_watch import freeing_what_is_left_behind
 from rayhmr.run_bundle import BUNDLE, register, write_bundle
 from rayhmr.run_checkpoints import best_epoch, repair_index
+from rayhmr.starting_model import pinned_encoder
 from rayhmr.stopping import StopFlag, terminating
-from rayhmr.storage import Folder, absolute
+from rayhmr.storage import Folder, absolute, joined, ray_storage
 from rayhmr.telemetry import Board, RunLog, say, watching
 from rayhmr.train_worker import WorkerTask, train_worker
-from rayhmr.validation import validate_checkpoint
+from rayhmr.validation import check_validation_split, validate_checkpoint
 
 RUN = "run.json"
+PLACING_S = {"fixed": 60, "elastic": 15}
+"""How long Ray waits for a group of workers to be placed before it decides again. After the death
+of a node an elastic group is asked for in its old size first, until Ray's books are up to date."""
+GROWTH_CHECK_S = 20.0
+"""How often an elastic run looks for nodes to grow to."""
 _NOT_THE_RUN: dict[str, Any] = {
     "storage": True, "registry": True, "register_as": True, "max_failures": True,
     "keep_checkpoints": True, "cluster": True, "select_by": True, "mlflow": True, "scaling": True,
-    "data": {"path", "lanes", "decode_in", "decode_threads", "prefetch_batches", "record_samples"},
+    "data": {
+        "path", "lanes", "decode_in", "decode_threads", "prefetch_batches", "record_samples",
+        "cache", "cache_folder",
+    },
     "train": {"log_every", "save_every", "hang_timeout_s", "pictures_every"},
 }  # fmt: skip
 """Settings that do not change what a run computes."""
@@ -58,25 +73,37 @@ def data_order(job: TrainJob, info: DatasetInfo, lanes: int) -> EpochOrder:
 
 
 def run_training(
-    task: WorkerTask, *, storage: str, name: str, callbacks: Sequence[Any] = ()
-) -> Result:
+    task: WorkerTask, *, storage: str, name: str, callbacks: Sequence[Any] = (),
+    was_ended: Callable[[], bool] = lambda: False,
+) -> Result:  # fmt: skip
     """One Ray Train run, from its newest checkpoint if there is one. Raises what the workers raise
     once `max_failures` is used up, and DivergedError at once.
 
-    Ray restarts workers; when the actor that directs them dies, the run is begun again from here.
+    Ray restarts workers; when the actor that directs them dies, the run is begun again from here,
+    unless it `was_ended` on purpose.
     """
+    placing = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_placing_s(task.job))}
     for number in range(task.job.max_failures + 1):
         try:
-            result = _trainer(task, storage, name, callbacks).fit()
+            with environment(placing):
+                result = _trainer(task, storage, name, callbacks).fit()
             break
         except ray.exceptions.RayActorError as error:
-            if number == task.job.max_failures:
+            if number == task.job.max_failures or was_ended():
                 raise
             task.post({"kind": "warning", "text": f"the controller of the run has died: {error}"})
             repair_index(Folder(task.folder), partial(_warned, task), score_of(task.job))
     if result.return_value is not None:
         raise DivergedError(result.return_value)
     return result
+
+
+def _is_elastic(job: TrainJob) -> bool:
+    return job.scaling.min_workers not in (None, job.scaling.num_workers)
+
+
+def _placing_s(job: TrainJob) -> int:
+    return PLACING_S["elastic" if _is_elastic(job) else "fixed"]
 
 
 def _warned(task: WorkerTask, text: str) -> None:
@@ -87,8 +114,8 @@ def _trainer(
     task: WorkerTask, storage: str, name: str, callbacks: Sequence[Any]
 ) -> TorchTrainer:  # fmt: skip
     job, scaling = task.job, task.job.scaling
-    gpus = 1 if scaling.use_gpu else 0
-    elastic = scaling.min_workers not in (None, scaling.num_workers)
+    # Each try to place the workers counts as a failure of the controller.
+    tries = math.ceil(job.cluster.start_timeout_s / _placing_s(job))
     validation = None
     if job.validate_in == "task":
         validation = ValidationConfig(
@@ -98,17 +125,19 @@ def _trainer(
         train_worker,
         train_loop_config=task,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(scaling.min_workers, scaling.num_workers) if elastic
+            num_workers=(scaling.min_workers, scaling.num_workers) if _is_elastic(job)
             else scaling.num_workers,
+            elastic_resize_monitor_interval_s=GROWTH_CHECK_S,
             use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker, "GPU": gpus},
+            resources_per_worker={"CPU": scaling.cpus_per_worker, "GPU": scaling.gpus},
         ),
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         validation_config=validation,
         run_config=RunConfig(
-            name=name, storage_path=storage, callbacks=list(callbacks),
+            name=name, **ray_storage(storage), callbacks=list(callbacks),
             failure_config=FailureConfig(
-                max_failures=job.max_failures, controller_failure_limit=job.max_failures + 1
+                max_failures=job.max_failures,
+                controller_failure_limit=job.max_failures + 1 + tries,
             ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=job.keep_checkpoints, checkpoint_score_attribute=score_of(job),
@@ -134,7 +163,11 @@ def show(facts: dict[str, Any]) -> None:
         "stopped": lambda f: "stopped early; the same command goes on with this run",
     }  # fmt: skip
     if line := lines.get(facts["kind"]):
-        say(label + line(facts))
+        trial = {"trial": trial_of(facts)} if facts.get("label") else {}
+        say(
+            label + line(facts), level="warning" if facts["kind"] == "warning" else "info",
+            facts=facts | trial,
+        )  # fmt: skip
 
 
 def settings_of(job: TrainJob, info: DatasetInfo, lanes: int) -> dict[str, Any]:
@@ -149,10 +182,14 @@ def lanes_of(job: TrainJob, folder: Folder) -> int:
     return job.data.lanes or stored or job.scaling.num_workers
 
 
-def claim_run(folder: Folder, settings: dict[str, Any]) -> None:
-    """Make the folder this run's; ConfigError when it belongs to a run with other settings."""
+def claim_run(folder: Folder, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Make the folder this run's; ConfigError when it belongs to a run with other settings.
+
+    defaults: those of a job; a setting that is newer than the run had its default there.
+    """
     if folder.exists(RUN):
-        if changed := list(differences(folder.read_json(RUN), settings)):
+        stored = with_defaults(folder.read_json(RUN), defaults)
+        if changed := list(differences(stored, settings)):
             raise ConfigError(
                 f"{folder.location}: holds a run with other settings: {'; '.join(changed[:5])}; "
                 "give this one another name, or remove that folder"
@@ -163,32 +200,42 @@ def claim_run(folder: Folder, settings: dict[str, Any]) -> None:
 
 
 def absolute_job(job: TrainJob) -> TrainJob:
-    """The same job for processes that work in other folders."""
+    """The same job for processes that work in other folders, or start when aliases have moved."""
     data = job.data.model_copy(update={"path": absolute(job.data.path)})
     body, model = job.body, job.model
     if model.mean_params is not None:
         model = model.model_copy(update={"mean_params": absolute(model.mean_params)})
+    encoder_from = job.encoder_from
+    if encoder_from is not None:
+        encoder_from = pinned_encoder(encoder_from, model)
     if body.path != "embedded":
         body = body.model_copy(update={"path": absolute(body.path)})
     return job.model_copy(
         update={
             "storage": absolute(job.storage), "registry": absolute(job.registry), "data": data,
-            "body": body, "model": model,
+            "body": body, "model": model, "encoder_from": encoder_from,
         }
     )  # fmt: skip
 
 
-def train(job: TrainJob) -> dict[str, Any]:
+def train(job: TrainJob, lineage: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train, write the bundle of the best epoch, and register it if `register_as` is set.
+
+    lineage: where the settings come from; kept in the bundle.
 
     Returns paths, errors on the validation split beside the mean pose's, speed and restarts. After
     SIGTERM the run keeps a checkpoint and ends: SystemExit with status 143.
     """
-    job = absolute_job(job)
+    with speaking_of(run=job.name):
+        return _train(absolute_job(job), lineage)
+
+
+def _train(job: TrainJob, lineage: Mapping[str, Any] | None) -> dict[str, Any]:
     info = read_info(job.data.path)
-    folder = Folder(f"{job.storage}/{job.name}")
+    folder = Folder(joined(job.storage, job.name))
     lanes = lanes_of(job, folder)
     data_order(job, info, lanes)
+    check_validation_split(info)
     if job.mlflow is not None:
         check_mlflow(job.mlflow)
     if job.data.record_samples and not folder.is_local:
@@ -196,30 +243,40 @@ def train(job: TrainJob) -> dict[str, Any]:
             f"data.record_samples=true: lines are added to files, which {job.storage} cannot do; "
             "leave it out, or give a storage folder that all nodes see"
         )
-    claim_run(folder, settings_of(job, info, lanes))
+    claim_run(folder, settings_of(job, info, lanes), settings_of(TrainJob(), info, lanes))
     repair_index(folder, say, score_of(job))
     workers, each = job.scaling.min_workers or job.scaling.num_workers, job.scaling.cpus_per_worker
     start = time.perf_counter()
     # One more whole CPU, or Ray Data could never read, and one for a validation of its own.
     spare = 1 + (job.validate_in == "task")
     with (
-        connect(job.cluster, workers * each + spare, workers if job.scaling.use_gpu else 0),
+        connect(
+            job.cluster,
+            workers * each + spare,
+            math.ceil(workers * job.scaling.gpus),
+            metadata_of(job, info.fingerprint),
+        ),
+        cleaning_up(job.data),
         _mlflow(job, folder) as mirror,
         _run_log(folder, mirror) as log,
     ):
-        progress = _Progress(log)
+        progress = _Progress(log, TrainingMetrics(job.name))
         task = WorkerTask(
             job=job, info=info, board=Board(), stop=StopFlag(), folder=folder.location,
             lanes=lanes,
         )  # fmt: skip
-        with watching(task.board, progress.keep), terminating(task.stop.want) as asked:
+        with (
+            watching(task.board, progress.keep), terminating(task.stop.want) as asked,
+            freeing_what_is_left_behind(),
+        ):  # fmt: skip
             run_training(task, storage=job.storage, name=job.name)
         if asked.is_set() and progress.stopped:
             raise SystemExit(143)
         checkpoint, metrics = best_epoch(folder, score_of(job))
-        figures = write_bundle(job, info, checkpoint, metrics, folder, {"run": job.name})
+        provenance = {"run": job.name} | dict(lineage or {})
+        figures = write_bundle(job, info, checkpoint, metrics, folder, provenance)
     results: dict[str, Any] = {
-        "run": folder.location, "bundle": f"{folder.location}/{BUNDLE}",
+        "run": folder.location, "bundle": folder.at(BUNDLE),
         "epochs": job.train.epochs, "best_epoch": int(metrics["epoch"]),
         **{name: round(value, 3) for name, value in figures.items()},
         "images_per_s": progress.images_per_s, "restarts": max(progress.starts - 1, 0),
@@ -234,8 +291,8 @@ def train(job: TrainJob) -> dict[str, Any]:
 class _Progress:
     """Shows and keeps what the workers tell."""
 
-    def __init__(self, log: RunLog) -> None:
-        self._log, self._speeds = log, list[float]()
+    def __init__(self, log: RunLog, metrics: TrainingMetrics) -> None:
+        self._log, self._metrics, self._speeds = log, metrics, list[float]()
         self.starts, self.stopped = 0, False
 
     def keep(self, facts: dict[str, Any]) -> None:
@@ -244,6 +301,7 @@ class _Progress:
             facts = facts | {"restarts": max(self.starts - 1, 0)}
         show(facts)
         self._log.write(facts)
+        self._metrics.keep(facts)
         self.starts += facts["kind"] == "worker" and facts["rank"] == 0
         self.stopped = self.stopped or facts["kind"] == "stopped"
         if facts["kind"] == "epoch":
@@ -276,7 +334,7 @@ def _run_log(folder: Folder, mirror: Callable[[dict[str, Any]], None] | None) ->
 
 def _say_next(job: TrainJob, folder: Folder) -> None:
     say(
-        f"bundle    {folder.location}/{BUNDLE}\n"
-        f"curves    tensorboard --logdir {folder.location}/tensorboard\n"
-        f"evaluate  python jobs/evaluate.py model={folder.location}/{BUNDLE} data={job.data.path}"
+        f"bundle    {folder.at(BUNDLE)}\n"
+        f"curves    tensorboard --logdir {folder.at('tensorboard')}\n"
+        f"evaluate  python jobs/evaluate.py model={folder.at(BUNDLE)} data={job.data.path}"
     )

@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hmr.body import Body
 from hmr.errors import DivergedError
-from hmr.model import build_model
+from hmr.model import HMR
 from hmr.structures import Batch
 from hmr.training import fit
 from rayhmr.config import TrainJob
+from rayhmr.data.cache import Cached, open_cached
 from rayhmr.data.decode import decode_table
 from rayhmr.data.reading import fetch_with_ray
 from rayhmr.data.schema import DatasetInfo
-from rayhmr.data.stream import ShardStream
+from rayhmr.data.stream import ShardStream, split_files
+from rayhmr.metrics import Counted, trial_of
 from rayhmr.ray_context import RayContext
-from rayhmr.run_bundle import mean_parameters
 from rayhmr.run_checkpoints import RunCheckpoints
+from rayhmr.starting_model import encoding_of, starting_model
 from rayhmr.stopping import StopFlag
 from rayhmr.storage import Folder
 from rayhmr.telemetry import Board, worker_facts
@@ -47,15 +50,23 @@ class WorkerTask:
     lanes: int
     label: str = ""
 
+    @property
+    def run(self) -> str:
+        """The name of the run, or of the study that the trial is of."""
+        names = self.folder.rstrip("/").split("/")
+        return names[-3] if self.label else names[-1]
+
     def post(self, facts: dict[str, Any]) -> None:
         """Tell the driver."""
         self.board.post(facts | {"label": self.label})
 
 
 def shard_stream(
-    task: WorkerTask, rank: int, world_size: int, epochs: int | None = None
-) -> ShardStream:
-    """This worker's part of the data, read by Ray Data. epochs: when not those of the job."""
+    task: WorkerTask, rank: int, world_size: int, epochs: int | None = None,
+    cached: Cached | None = None,
+) -> ShardStream:  # fmt: skip
+    """This worker's part of the data, read by Ray Data unless this node has it `cached`. epochs:
+    when not those of the job."""
     job, location = task.job, task.info.location
     in_tasks = job.data.decode_in == "tasks"
     decode = partial(decode_table, image_size=job.model.image_size) if in_tasks else None
@@ -63,13 +74,28 @@ def shard_stream(
         task.info, config=job.data, fetch=fetch_with_ray(location, tasks=2, decode=decode),
         fetch_val=fetch_with_ray(location, tasks=2), batch_size=job.train.batch_size,
         image_size=job.model.image_size, seed=job.train.seed, epochs=epochs or job.train.epochs,
-        lanes=task.lanes, rank=rank, world_size=world_size,
+        lanes=task.lanes, rank=rank, world_size=world_size, cached=cached,
+    )  # fmt: skip
+
+
+def cached_data(task: WorkerTask, model: HMR, world_size: int) -> Cached | None:
+    """The rows as `data.cache` says, shared with the other runs on this node; none without it, or
+    without room for it. model: on the device where it trains."""
+    job, encoding = task.job, None
+    if job.data.cache == "features":
+        torch.set_num_threads(job.train.threads)
+        share = max(1, job.train.batch_size // world_size)
+        encoding = encoding_of(model, job.train, batch_size=share)
+    return open_cached(
+        task.info, split_files(task.info, "train", job.data.train_fraction),
+        split_files(task.info, "val"), config=job.data, image_size=job.model.image_size,
+        encoding=encoding, warn=partial(_warn, task),
     )  # fmt: skip
 
 
 class _Recorded:
     """A stream that notes which samples were used at which step: one JSON line a step, in a file of
-    its own for each start of the worker."""
+    its own for each start of the worker; the files of one start begin with the same number."""
 
     def __init__(self, stream: ShardStream, folder: Folder, rank: int) -> None:
         self._stream, self._rank = stream, rank
@@ -77,7 +103,7 @@ class _Recorded:
         self.close = stream.close
         target = Path(folder.root) / SAMPLES
         target.mkdir(exist_ok=True)
-        self._file = (target / f"{time.time_ns()}-rank{rank}.jsonl").open("w", encoding="utf-8")
+        self._file = (target / f"{_start_number()}-rank{rank}.jsonl").open("w", encoding="utf-8")
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         batches = self._stream.train_batches(epoch, first_step)
@@ -88,25 +114,37 @@ class _Recorded:
             yield batch
 
 
+def _start_number() -> int:
+    """When the workers started, the same on every rank, in nanoseconds."""
+    number = [time.time_ns()]
+    if dist.is_initialized():
+        dist.broadcast_object_list(number, 0)
+    return number[0]
+
+
 def train_worker(task: WorkerTask) -> str | None:
     """What each worker does. A training that has diverged would do so again: the reason is
     returned, on all workers, where an error would only make Ray start it anew."""
     job, folder = task.job, Folder(task.folder)
-    checkpoints = RunCheckpoints(folder, keep=job.keep_checkpoints, warn=partial(_warn, task))
+    checkpoints = RunCheckpoints(
+        folder, keep=job.keep_checkpoints, warn=partial(_warn, task), saved=task.post
+    )
     context = RayContext(
         checkpoints, task.stop, hang_timeout_s=job.train.hang_timeout_s,
         validate_in_task=job.validate_in == "task",
     )  # fmt: skip
     task.post(worker_facts(context.rank))
-    torch.manual_seed(job.train.seed)
-    data: Any = shard_stream(task, context.rank, context.world_size)
+    model = starting_model(job, task.info).to(context.device)
+    cached = cached_data(task, model, context.world_size)
+    data: Any = shard_stream(task, context.rank, context.world_size, cached=cached)
     if job.data.record_samples:
         data = _Recorded(data, folder, context.rank)
     with closing(data):
+        data = Counted(data, run=task.run, trial=trial_of({"label": task.label}))
         try:
             last = fit(
                 job.train,
-                model=build_model(job.model, mean_parameters(task.info)),
+                model=model,
                 body=Body.from_config(job.body),
                 data=data,
                 context=context,

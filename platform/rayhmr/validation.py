@@ -8,10 +8,12 @@ from ray.train import Checkpoint
 
 from hmr.body import Body
 from hmr.checkpoint import load_model_weights, read_state
+from hmr.errors import DataError
 from hmr.metrics import MetricAccumulator
 from hmr.model import build_model
 from hmr.validation import validation_errors
-from rayhmr.data.batches import read_batches
+from rayhmr.data.batches import read_batches, read_tables
+from rayhmr.data.schema import DatasetInfo
 from rayhmr.storage import Folder
 
 if TYPE_CHECKING:
@@ -19,6 +21,18 @@ if TYPE_CHECKING:
 
 FOLDER = "validation"
 """Of a run; holds <epoch's checkpoint>.json with what was measured."""
+
+
+def check_validation_split(info: DatasetInfo) -> None:
+    """DataError when no epoch could be measured, which would be noticed only at its end."""
+    people = info.rows("val")
+    tables = read_tables(info, "val", 4096, ["has_smpl"])
+    if not any(any(table["has_smpl"].to_pylist()) for table in tables):
+        raise DataError(
+            f"{info.location}: none of the {people} people of the val split has SMPL labels (pose "
+            "and betas), so no epoch can be measured or chosen; prepare it with labelled people in "
+            "val"
+        )
 
 
 def validate_checkpoint(task: WorkerTask, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from PIL import Image
 
 from hmr.crops import (
     MAX_PIXELS,
+    SPARE_PIXELS,
     apply_affine,
     box_to_affine,
     box_xyxy_to_square,
     centre_box,
     crop_image,
+    decode_frame,
     decode_image,
     encode_jpeg,
     invert_affine,
@@ -452,3 +454,57 @@ def test_files_are_named_in_errors(tmp_path: Path, upright: np.ndarray) -> None:
     with pytest.raises(ImageError, match=r"photo\.png") as caught:
         read_image(file)
     assert caught.value.reason == "not_an_image"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(16, 700), height=st.integers(16, 700), image_size=st.sampled_from([32, 64]),
+    side=st.one_of(st.none(), st.floats(0, 2000)),
+)  # fmt: skip
+def test_a_frame_keeps_its_size_and_the_pixels_that_crops_need(
+    width: int, height: int, image_size: int, side: float | None
+) -> None:
+    data = encoded(Image.new("RGB", (width, height), (90, 30, 200)), "JPEG")
+    frame = decode_frame(data, image_size, side)
+    assert frame.size == (width, height)
+    if frame.shrink > 1:
+        needed = max(width, height) if side is None else side
+        assert needed / frame.shrink >= SPARE_PIXELS * image_size
+    assert np.abs(frame.pixels.astype(int) - [90, 30, 200]).max() <= 3
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_pixel_of_a_frame_is_the_mean_of_its_square(shrink: int, orientation: int) -> None:
+    picture = picture_of(waves, 512, 256)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](picture)))
+    data = encoded(stored, "JPEG", quality=95, subsampling=0, exif=exif(orientation))
+    frame = decode_frame(data, 32, SPARE_PIXELS * 32 * shrink)
+    assert (frame.shrink, frame.size) == (shrink, (512, 256))
+    squares = picture.reshape(256 // shrink, shrink, 512 // shrink, shrink, 3).mean((1, 3))
+    difference = frame.pixels - squares
+    assert np.abs(difference).max() < 4
+    assert np.abs(difference.mean()) < 0.25
+
+
+def test_a_crop_of_a_frame_lies_where_that_of_the_whole_picture_does() -> None:
+    picture = picture_of(ramps, 400, 320)
+    data = encoded(Image.fromarray(picture), "JPEG", quality=95, subsampling=0)
+    frame = decode_frame(data, 16, 300)
+    assert frame.shrink == 4
+    whole = crop_image(picture, box_to_affine((210.3, 160.8), 303, 16), 16)
+    found = crop_image(frame.pixels, box_to_affine((210.3 / 4, 160.8 / 4), 303 / 4, 16), 16)
+    # Half a pixel of the frame is 2 of the picture's, one gray level on every ramp and more.
+    assert np.abs(found[1:-1, 1:-1].astype(int) - whole[1:-1, 1:-1]).mean() < 0.7
+
+
+def test_only_large_jpegs_are_read_smaller() -> None:
+    picture = picture_of(waves, 512, 256)
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        frame = decode_frame(encoded(Image.fromarray(picture), kind, **options), 16)
+        assert frame.shrink == 1
+        np.testing.assert_array_equal(frame.pixels, picture)
+    odd = encoded(Image.fromarray(picture[:255, :511]), "JPEG")
+    assert decode_frame(odd, 16).shrink == 1
+    np.testing.assert_array_equal(decode_frame(odd, 16).pixels, decode_image(odd))
+    assert decode_frame(encoded(Image.fromarray(picture[:254, :510]), "JPEG"), 16).shrink == 2

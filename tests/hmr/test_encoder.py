@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,8 @@ def weights_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    # urllib keeps the proxies of its first call for all later ones.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     weights = torchvision.models.get_model_weights("resnet18").DEFAULT
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)

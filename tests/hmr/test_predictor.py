@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_a_person_does_not_depend_on_the_batch(predictor: Predictor) -> None:
     # Else the comparison above would prove nothing.
     shapes = np.stack([person.betas for answer in answers for person in answer])
     assert np.ptp(shapes, axis=0).min() > 1e-2
+
+
+def test_without_a_mesh_everything_else_is_the_same(predictor: Predictor) -> None:
+    images, boxes = [picture(90, 70)] * 2, [[[5, 10, 45, 60], [-8, 0, 30, 60.5]], None]
+    full = [people(answer) for answer in predictor.predict_many(images, boxes)]
+    bare = [people(answer) for answer in predictor.predict_many(images, boxes, mesh=False)]
+    assert [len(answer) for answer in bare] == [2, 1]
+    for one, other in zip(itertools.chain(*full), itertools.chain(*bare), strict=True):
+        assert one.vertices.shape == predictor.body.arrays.v_template.shape
+        assert other.vertices.shape == (0, 3)
+        assert_same(replace(one, vertices=other.vertices), other)
 
 
 def test_several_threads_get_their_own_answers(predictor: Predictor) -> None:

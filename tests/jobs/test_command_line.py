@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from hmr.errors import ConfigError
 from rayhmr import command_line
 from rayhmr.config import (
+    BrowseJob,
+    ClusterCheckJob,
     DemoJob,
     Dimension,
     EvaluateJob,
@@ -36,9 +38,11 @@ JOBS: dict[str, type[BaseModel]] = {
     "serve": ServeJob,
     "demo": DemoJob,
     "figures": FiguresJob,
+    "browse": BrowseJob,
+    "cluster_check": ClusterCheckJob,
 }
-RECIPES: dict[str, type[BaseModel]] = {"spin": TrainJob, "final": TrainJob}
-"""Published trainings, by their own names."""
+RECIPES: dict[str, type[BaseModel]] = {"spin": TrainJob, "final": TrainJob, "t": TuneJob}
+"""Published trainings and the study of T, by their own names."""
 
 
 def written(folder: Path, text: str, name: str = "settings.yaml") -> str:

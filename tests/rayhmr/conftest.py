@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 # Before Ray is imported: the tests neither need Ray's token nor write one into the home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# And no test shows a store the user's keys, or asks the machine for its role.
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}  # fmt: skip
 
-from hmr.body import Body
-from hmr.checkpoint import save_bundle
-from hmr.config import ModelConfig
-from hmr.model import build_model
 from rayhmr.cluster import ClusterInfo, connect
 from rayhmr.config import ClusterConfig
 from rayhmr.registry import Registry
@@ -27,22 +27,6 @@ def local_cluster() -> Iterator[ClusterInfo]:
     config = ClusterConfig(address="local", num_cpus=4, object_store_mb=200)
     with connect(config, cpus_needed=4) as info:
         yield info
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model without training: its answers vary with the picture, which is all a test of
-    the ways to it needs."""
-    torch.manual_seed(0)
-    config = ModelConfig(image_size=32, encoder_width=4, hidden=32)
-    model = build_model(config)
-    with torch.no_grad():
-        for head in (model.regressor.decpose, model.regressor.decshape, model.regressor.deccam):
-            head.weight.mul_(20)
-    return save_bundle(
-        tmp_path_factory.mktemp("bundle") / "tiny", model=model, model_config=config,
-        body=Body.embedded(), metrics={"pa_mpjpe_mm": 99.0}, provenance={"run": "none"},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

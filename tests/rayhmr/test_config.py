@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from rayhmr import config
-from rayhmr.config import ClusterConfig, DataConfig, Dimension, TrainJob, TuneJob, differences
+from rayhmr.config import (
+    BrowseJob,
+    ClusterConfig,
+    DataConfig,
+    DemoJob,
+    Dimension,
+    FiguresJob,
+    TrainJob,
+    TuneJob,
+    differences,
+    with_defaults,
+)
 
 JOBS = [
     job for name, job in vars(config).items()
@@ -34,6 +45,17 @@ def test_differences_name_path_and_both_values():
 
 def test_a_section_against_a_value_is_one_difference():
     assert list(differences({"a": {"b": 1}}, {"a": "b"})) == ["a is {'b': 1} there and 'b' now"]
+
+
+def test_a_setting_newer_than_the_run_has_its_default_there():
+    stored = {"train": {"lr": 0.1}, "space": {"a": 1}}
+    defaults = {"train": {"lr": 0.5, "ema": 0.0}, "space": {}, "seed": 3}
+    filled = with_defaults(stored, defaults)
+    assert filled == {"train": {"lr": 0.1, "ema": 0.0}, "space": {"a": 1}, "seed": 3}
+    unchanged = {"train": {"lr": 0.1, "ema": 0.0}, "space": {"a": 1}, "seed": 3}
+    assert not list(differences(filled, unchanged))
+    changed = {"train": {"lr": 0.1, "ema": 0.9}, "space": {"a": 1}, "seed": 3}
+    assert list(differences(filled, changed)) == ["train.ema is 0.0 there and 0.9 now"]
 
 
 @given(TREES)
@@ -95,3 +117,10 @@ def test_a_dimension_is_a_choice_or_a_range():
     assert Dimension(choice=[1, 0.5, "a", True]).choice == [1, 0.5, "a", True]
     found = Dimension(low=1e-4, high=1e-2, log=True)
     assert (found.low, found.high, found.log) == (1e-4, 1e-2, True)
+
+
+@pytest.mark.parametrize("job", [BrowseJob, DemoJob, FiguresJob])
+def test_what_is_written_as_plain_files_goes_nowhere_else(job):
+    """Else `s3://bucket/out` would silently become a folder called `s3:`."""
+    with pytest.raises(ValidationError, match="must be a path of this machine"):
+        job(output="s3://bucket/out")

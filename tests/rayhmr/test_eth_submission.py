@@ -47,7 +47,7 @@ def job_for(tree, bundle, output):
     return command_line.load(
         PredictJob, [],
         [f"model={bundle}", f"input={tree}/images", f"output.path={output}",
-         "output.format=eth_csv", f"eth_labels={tree}/labels", "overlays=false"],
+         "output.format=eth_csv", f"eth_labels={tree}/labels", "overlays=false", "num_actors=1"],
     )  # fmt: skip
 
 
@@ -99,4 +99,4 @@ def test_a_folder_without_subjects_and_half_a_setting_are_refused(tree, tmp_path
         with pytest.raises(ConfigError, match="go together: set both or none"):
             command_line.load(PredictJob, [], words)
     short = command_line.load(PredictJob, [], ["output=there"])
-    assert (short.output.path, short.output.format) == ("there", "parquet")
+    assert (short.output.path, short.output.format) == ("there", ("parquet",))

@@ -59,7 +59,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def predicted(local_cluster, folder, bundle, tmp_path_factory):
     output = tmp_path_factory.mktemp("output") / "predictions"
-    job = PredictJob(model=str(bundle), input=str(folder), output=str(output), batch_size=5)
+    job = PredictJob(model=str(bundle), input=str(folder), output=str(output), batch_size=5,
+                     num_actors=1)  # fmt: skip
     return output, predict(job)
 
 
@@ -123,8 +124,9 @@ def test_an_earlier_prediction_is_replaced_and_foreign_folders_are_left_alone(
     predicted, folder, bundle, tmp_path
 ):
     one = PredictJob(
-        model=str(bundle), input=str(folder / "good-0.jpg"), output=str(tmp_path / "out")
-    )
+        model=str(bundle), input=str(folder / "good-0.jpg"), output=str(tmp_path / "out"),
+        num_actors=1,
+    )  # fmt: skip
     assert predict(one)["predicted"] == 1
     again = predict(one.model_copy(update={"overlays": False}))
     assert again["predicted"] == 1

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -207,9 +206,47 @@ def test_names_that_could_lead_elsewhere_are_refused(registry, new_bundle, name)
 # Aliases
 
 
+def test_previous_goes_back_through_the_good_versions(registry, new_bundle):
+    for text in ("one", "two", "three", "four"):
+        registry.register("hmr", new_bundle(text))
+    with pytest.raises(BundleError, match="hmr@best has pointed at no other version yet"):
+        registry.previous("hmr", "best")
+    for version in (1, 3, 2, 2):
+        registry.set_alias("hmr", "best", version)
+    registry.set_alias("hmr", "other", 4)
+    assert registry.previous("hmr", "best") == 3
+    registry.set_alias("hmr", "best", 3)  # back: 2 was worse
+    assert registry.previous("hmr", "best") == 1
+    registry.set_alias("hmr", "best", 4)
+    assert registry.previous("hmr", "best") == 3
+
+
+def test_a_writer_killed_before_the_alias_moved_does_not_change_what_was_before(
+    tmp_path, new_bundle, monkeypatch
+):
+    registry = local_registry(tmp_path)
+    for text in ("one", "two", "three"):
+        registry.register("hmr", new_bundle(text))
+    registry.set_alias("hmr", "best", 1)
+    registry.set_alias("hmr", "best", 2)
+    write = registry._replace_file
+
+    def killed(path, text):
+        if path.endswith("/aliases/best.json"):
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(registry, "_replace_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        registry.set_alias("hmr", "best", 3)
+    monkeypatch.undo()
+    assert registry.aliases("hmr")["best"] == 2
+    assert registry.previous("hmr", "best") == 1
+
+
 def test_aliases_that_mean_something_already_and_unknown_versions_are_refused(registry, new_bundle):
     registry.register("hmr", new_bundle("one"))
-    for alias in ("latest", "7"):
+    for alias in ("latest", "previous", "7"):
         with pytest.raises(ConfigError, match=f"alias '{alias}': a number is a version and"):
             registry.set_alias("hmr", alias, 1)
     registry.set_alias("hmr", "best", 1)
@@ -259,9 +296,8 @@ def test_two_writers_of_different_aliases_lose_none(registry, new_bundle, tmp_pa
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda name: local_registry(tmp_path).set_alias("hmr", name, 1), names))
     assert registry.aliases("hmr") == dict.fromkeys([*names, "latest"], 1)
-    stored = json.loads((tmp_path / "registry/hmr/aliases.json").read_text())
-    assert set(stored) == set(names)
-    assert not list((tmp_path / "registry/hmr").glob("*.partial"))
+    stored = [file.name for file in (tmp_path / "registry/hmr/aliases").iterdir()]
+    assert sorted(stored) == sorted(f"{name}.json" for name in names), "and nothing half-written"
 
 
 # Remote registries

@@ -22,7 +22,20 @@ def test_the_first_sigterm_is_passed_on_once_and_the_handler_goes_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert called.wait(10)
         assert asked.is_set()
+        assert asked.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_is_heard_where_that_is_asked_for():
+    before = signal.getsignal(signal.SIGINT)
+    called = threading.Event()
+    with terminating(called.set, (signal.SIGTERM, signal.SIGINT)) as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert called.wait(10)
+        assert asked.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    with terminating(called.set):
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_second_sigterm_ends_the_process():

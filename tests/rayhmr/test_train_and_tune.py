@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,13 +20,28 @@ import yaml
 from safetensors.torch import load_file
 
 from hmr.checkpoint import load_bundle, verify_bundle
-from hmr.errors import ConfigError, HmrError
+from hmr.errors import ConfigError
 from rayhmr import train as train_module
-from rayhmr.config import Dimension, PrepareJob, SyntheticConfig, TrainJob, TuneJob
+from rayhmr import tune as tune_module
+from rayhmr.config import (
+    ClusterConfig,
+    Dimension,
+    EvaluateJob,
+    FinalConfig,
+    PrepareJob,
+    SyntheticConfig,
+    TrainJob,
+    TuneJob,
+)
 from rayhmr.data.prepare import prepare
+from rayhmr.data.schema import read_info
+from rayhmr.evaluate import evaluate
 from rayhmr.registry import Registry
+from rayhmr.storage import Folder
+from rayhmr.study import Ledger
+from rayhmr.study_trial import trained_epochs
 from rayhmr.train import train
-from rayhmr.tune import check_space, concurrent_trials, tune, with_settings
+from rayhmr.tune import tune, with_settings
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +95,9 @@ def test_a_run_writes_a_bundle_that_predicts_and_is_registered(uninterrupted, sh
     lines = (Path(uninterrupted["run"]) / "metrics.jsonl").read_text().splitlines()
     epochs = [f for f in map(json.loads, lines) if f["kind"] == "epoch"]
     assert [f["epoch"] for f in epochs] == [1, 2, 3]
+    saved = [f for f in map(json.loads, lines) if f["kind"] == "checkpoint"]
+    assert [f["checkpoint"] for f in saved] == ["epoch-0001", "epoch-0002", "epoch-0003"]
+    assert all(f["seconds"] > 0 for f in saved)
     # 320 rows in batches of 32, on both workers together.
     assert [f["step"] for f in epochs] == [10, 20, 30]
     assert {f["val/count"] for f in epochs} == {40}, "every validation person counts once"
@@ -190,10 +213,14 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(tmp_path):
 
 
 def study(shards, folder, **changes):
-    trial = job_for(shards, folder, **{"scaling.num_workers": 1, "train.epochs": 2})
+    trial = job_for(
+        shards, folder,
+        **{"scaling.num_workers": 1, "train.epochs": 3, "data.record_samples": False,
+           "train.log_every": 1},
+    )  # fmt: skip
     return TuneJob(
         name="study", storage=str(folder / "runs"), registry=str(folder / "registry"), trials=3,
-        trial=trial,
+        trial=trial, searcher="random", max_concurrent=1, compare_default=True,
         space={
             "model.n_iter": Dimension(choice=[1, 2]),
             "train.losses.pose": Dimension(low=0.1, high=10.0, log=True),
@@ -201,61 +228,217 @@ def study(shards, folder, **changes):
     ).model_copy(update=changes)  # fmt: skip
 
 
+def ledger_of(folder):
+    return Ledger(Folder(str(folder / "runs/study")))
+
+
+def facts(records):
+    """All that does not depend on the time a trial took."""
+    return [
+        (r.trial, r.status, r.settings, r.reason,
+         [{k: v for k, v in row.items() if k != "seconds"} for row in r.history])
+        for r in records
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(shards, tmp_path_factory):
+    """A study that nothing disturbed, and its folder."""
+    folder = tmp_path_factory.mktemp("searched")
+    more = {"evaluate_iterations": (1, 2, 4), "final": FinalConfig(retrain=True, epochs=1)}
+    return tune(study(shards, folder, register_as="found", **more)), folder
+
+
 @pytest.mark.ray
-def test_a_search_ends_registers_its_best_and_is_not_repeated(shards, tmp_path):
-    job = study(shards, tmp_path, register_as="found")
-    found = tune(job)
+def test_a_search_ends_and_registers_its_best(searched):
+    found, folder = searched
     assert found["trials"] == 3
     assert found["finished"] >= 1
     assert found["finished"] + found["stopped"] == 3
-    finished = [row for row in found["rows"] if row["status"] == "finished"]
-    assert all(row["epochs"] == 2 for row in finished)
-    assert found["best_trial"] == min(finished, key=lambda row: row["pa_mpjpe_mm"])["trial"]
-    registry = Registry(str(tmp_path / "registry"))
-    best = load_bundle(registry.fetch("found", "best"))
-    assert best.n_iter == found["best_settings"]["model.n_iter"]
-    written = yaml.safe_load((tmp_path / "runs/study/best.yaml").read_text())
-    assert written["train"]["losses"]["pose"] == found["best_settings"]["train.losses.pose"]
-    with (tmp_path / "runs/study/trials.csv").open() as file:
-        assert [row["trial"] for row in csv.DictReader(file)] == [r["trial"] for r in found["rows"]]
-
-    again = tune(job.model_copy(update={"register_as": None}))
-    assert again["rows"] == found["rows"]
-    with pytest.raises(ConfigError, match="trials is 3 there and 4 now"):
-        tune(job.model_copy(update={"trials": 4}))
-
-
-def node(cpus, gpus=0):
-    return {"CPU": float(cpus), "GPU": float(gpus)}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "trial", "expected"),
-    [
-        ([node(2)], (1, 1, 0), 1),  # one worker, one whole CPU for the data
-        ([node(4)], (1, 1, 0), 2),
-        ([node(2), node(2)], (1, 1, 0), 2),
-        ([node(2)], (2, 1, 0), 0),
-        ([node(3)], (2, 1, 0), 1),
-        # Two workers on two nodes: each node keeps a CPU free.
-        ([node(2), node(2)], (2, 1, 0), 1),
-        # CPUs of different nodes do not add up.
-        ([node(1), node(1), node(1)], (1, 1, 0), 0),
-        ([node(0), node(16, 4)], (1, 2, 1), 4),
-        ([node(64, 2)], (1, 2, 1), 2),
-    ],
-)  # fmt: skip
-def test_only_as_many_trials_run_at_once_as_cannot_block_each_other(nodes, trial, expected):
-    workers, cpus, gpus = trial
-    assert concurrent_trials(nodes, workers=workers, cpus=cpus, gpus=gpus) == expected
+    records = {record.trial: record for record in ledger_of(folder).records()}
+    assert records["t0000"].settings == {}
+    assert records["t0000"].status == "finished"
+    finished = [record for record in records.values() if record.status == "finished"]
+    assert all(record.epochs == 3 for record in finished)
+    best = min(finished, key=lambda record: record.history[-1]["val/pa_mpjpe_mm"])
+    assert found["best_trial"] == best.trial
+    assert found["best_settings"] == best.settings
+    assert found["trial_epochs"] == sum(record.epochs for record in records.values()) <= 9
+    registry = Registry(str(folder / "registry"))
+    default = study(folder, folder).trial
+    assert load_bundle(registry.fetch("found", "best")).n_iter == best.settings.get(
+        "model.n_iter", default.model.n_iter
+    )
+    written = yaml.safe_load((folder / "runs/study/best.yaml").read_text())
+    assert written["train"]["losses"]["pose"] == best.settings.get(
+        "train.losses.pose", default.train.losses.pose
+    )
+    with (folder / "runs/study/trials.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["trial"] for row in table] == ["t0000", "t0001", "t0002"]
+    assert not (folder / "runs/study/tune").exists(), "Tune's own files are of no use any more"
+    # Every figure of the ledger is the one that the trial's own checkpoint has.
+    for record in records.values():
+        kept = trained_epochs(Folder(str(folder / "runs/study")), record.trial)
+        for row, epoch in zip(record.history, kept, strict=False):
+            assert {k: v for k, v in row.items() if k != "seconds"}.items() <= epoch.items()
 
 
-def test_a_searched_setting_must_exist_and_fit():
-    trial = TrainJob()
-    wrong = TuneJob(trial=trial, space={"model.n_itre": Dimension(choice=[1])})
-    with pytest.raises(ConfigError, match=r"model\.n_itre: unknown key -- did you mean"):
-        check_space(wrong)
-    with pytest.raises(ConfigError, match=r"model\.n_iter.*got 99"):
-        check_space(TuneJob(trial=trial, space={"model.n_iter": Dimension(choice=[1, 99])}))
-    with pytest.raises(HmrError):
-        check_space(TuneJob(trial=trial, space={"name": Dimension(choice=["../x"])}))
+@pytest.mark.ray
+def test_the_best_is_measured_on_people_that_no_trial_has_seen(searched, shards):
+    found, folder = searched
+    bundle, best = str(folder / "runs/study/bundle"), found["best_trial"]
+    evaluated = evaluate(EvaluateJob(model=bundle, data=str(shards), split="test"))
+    held_out = found["held_out"]
+    assert held_out["split"] == "test"
+    assert held_out[best] == pytest.approx(evaluated["pa_mpjpe_mm"], abs=2e-3)
+    if best != "t0000":
+        low, high = held_out["difference_mm"][1:]
+        assert low <= held_out[best] - held_out["t0000"] <= high
+        assert held_out["paired_by"] == "people"
+    with (folder / "runs/study/cross_iterations.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["trial"] == best]
+    assert [row["n_iter"] for row in rows] == ["1", "2", "4"]
+    for row in rows:
+        if row["n_iter"] == row["trained_n_iter"]:
+            assert float(row["pa_mpjpe_mm"]) == pytest.approx(evaluated["pa_mpjpe_mm"], abs=2e-3)
+    report = (folder / "runs/study/report.html").read_text()
+    assert "Other T than trained" in report
+    assert "paired bootstrap over 20 people of the test split" in report or best == "t0000"
+
+
+@pytest.mark.ray
+def test_the_best_settings_are_a_file_for_training_and_the_final_model_names_its_study(
+    searched, shards
+):
+    found, folder = searched
+    job = study(shards, folder).trial
+    written = TrainJob.model_validate(
+        yaml.safe_load((folder / "runs/study/best.yaml").read_text()) | {"name": job.name}
+    )
+    best = with_settings(job, found["best_settings"])
+    for section in ("data", "model", "train", "scaling", "body"):
+        assert getattr(written, section).model_dump() == getattr(best, section).model_dump()
+    registered = Registry(str(folder / "registry")).fetch("found", "best")
+    provenance = json.loads((Path(registered) / "manifest.json").read_text())["provenance"]
+    assert provenance["study"] == "study"
+    assert provenance["trial"] == found["best_trial"]
+    assert provenance["run"] == "study-final"
+    assert provenance["settings"]["train"]["epochs"] == 1
+    assert provenance["data_fingerprint"] == read_info(str(shards)).fingerprint
+
+
+@pytest.mark.ray
+def test_the_same_search_again_runs_nothing_and_more_trials_extend_it(
+    searched, shards, tmp_path, monkeypatch
+):
+    found, folder = searched
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    job = study(shards, tmp_path, register_as=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(tune_module, "connect", None)  # nothing to connect for
+        assert tune(job)["rows"] == found["rows"]
+    before = ledger_of(tmp_path).records()
+    assert tune(job.model_copy(update={"trials": 4}))["trials"] == 4
+    after = ledger_of(tmp_path).records()
+    assert after[:3] == before
+    assert after[3].status in ("finished", "stopped")
+    with pytest.raises(ConfigError, match="trials=3: 4 were begun already"):
+        tune(job)
+    with pytest.raises(ConfigError, match="seed is 0 there and 1 now"):
+        tune(job.model_copy(update={"seed": 1, "trials": 4}))
+
+
+SEARCH_ALONE = """
+import sys
+from rayhmr.config import TuneJob
+from rayhmr.tune import tune
+tune(TuneJob.model_validate_json(sys.stdin.read()))
+"""
+
+
+def processes_with(mark):
+    """Ids of the processes that have this variable in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                if mark.encode() in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+    return found
+
+
+def kill_search_when(job, log, is_time):
+    """Run the search in processes of its own, and kill them all at that moment."""
+    mark = f"RAYHMR_TEST={log}"
+    environment = os.environ | dict([mark.split("=", 1)])
+    environment.pop("RAY_ADDRESS", None)
+    with log.open("wb") as errors:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", SEARCH_ALONE], stdin=subprocess.PIPE, stderr=errors,
+            stdout=subprocess.DEVNULL, env=environment, start_new_session=True,
+        )  # fmt: skip
+    try:
+        driver.stdin.write(job.model_dump_json().encode())
+        driver.stdin.close()
+        while not is_time():
+            assert driver.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.02)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+        # Ray's workers look for the node they belong to and end; some have sessions of their own.
+        deadline = time.monotonic() + 60
+        while processes_with(mark) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in processes_with(mark):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.ray
+def test_a_search_that_is_stopped_then_killed_ends_like_one_that_was_not(
+    searched, shards, tmp_path, monkeypatch
+):
+    """SIGTERM in the first trial, SIGKILL of the driver and its whole cluster in a later one."""
+    job = study(shards, tmp_path, register_as=None)
+    seen = threading.Event()
+    show = tune_module.show
+
+    def stop_early(told):
+        show(told)
+        if told["kind"] == "step" and not seen.is_set():
+            seen.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune_module, "show", stop_early)
+        with pytest.raises(SystemExit) as stopped:
+            tune(job)
+    assert stopped.value.code == 143
+    ledger, runs = ledger_of(tmp_path), tmp_path / "runs/study/trials"
+    assert [(r.trial, r.status) for r in ledger.records()] == [("t0000", "running")]
+    assert list(runs.glob("t0000/*/manifest.json")), "it kept a checkpoint"
+
+    def in_the_second_trial():
+        return any(r.number > 0 and r.history for r in ledger.records())
+
+    alone = job.model_copy(update={"cluster": ClusterConfig(address="local", num_cpus=2)})
+    kill_search_when(alone, tmp_path / "log", in_the_second_trial)
+    ended = [r for r in ledger.records() if r.status != "running"]
+    assert "t0000" in {r.trial for r in ended}
+    files = {
+        path: path.stat().st_mtime_ns
+        for r in ended for path in (runs / r.trial).glob("epoch-*/*")
+    }  # fmt: skip
+    assert files
+
+    found = tune(job)
+    _, undisturbed = searched
+    assert facts(ledger.records()) == facts(ledger_of(undisturbed).records())
+    assert all(path.stat().st_mtime_ns == when for path, when in files.items()), "none ran twice"
+    for r in ledger.records():
+        kept = trained_epochs(Folder(str(tmp_path / "runs/study")), r.trial)
+        assert [row["epoch"] for row in kept][: r.epochs] == [row["epoch"] for row in r.history]
+    assert found["best_trial"] == searched[0]["best_trial"]

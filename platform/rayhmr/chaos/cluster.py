@@ -92,12 +92,14 @@ class ChaosCluster:
     """A head with `head_cpus`, and nodes that are added to it.
 
     durable: the GCS keeps its state on the disk, and so survives being killed. ip: of the head;
-    none: the machine's. environment: more of it, for the nodes and the jobs.
+    none: the machine's. environment: more of it, for the nodes and the jobs. dashboard: whether it
+    has one. resources: of the head, beside CPUs.
     """
 
     def __init__(
         self, head_cpus: int, *, durable: bool = False, ip: str | None = None,
         prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None,
+        dashboard: bool = False, resources: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         # Ray's sockets live in here and their paths may have 107 letters.
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=os.environ.get("RAY_TMPDIR")))
@@ -115,8 +117,9 @@ class ChaosCluster:
             self.head = self._node(
                 {
                     "head": True, "num_cpus": head_cpus, "node_ip_address": ip,
-                    "gcs_server_port": free_port(), "include_dashboard": False,
+                    "gcs_server_port": free_port(), "include_dashboard": dashboard,
                     "dashboard_port": free_port(), "temp_dir": str(self.folder),
+                    "resources": resources,
                 },
                 prefix,
             )  # fmt: skip

@@ -160,14 +160,11 @@ class TrainRun:
 
     def starts(self) -> list[dict[int, Path]]:
         """For each start of the workers the file of every rank's samples."""
-        files = sorted((self.folder / "samples").glob("*.jsonl"))
-        starts: list[dict[int, Path]] = []
-        for path in files:
-            rank = int(path.stem.rpartition("rank")[2])
-            if not starts or rank in starts[-1]:
-                starts.append({})
-            starts[-1][rank] = path
-        return starts
+        starts: dict[int, dict[int, Path]] = {}
+        for path in (self.folder / "samples").glob("*.jsonl"):
+            number, _, rank = path.stem.partition("-rank")
+            starts.setdefault(int(number), {})[int(rank)] = path
+        return [starts[number] for number in sorted(starts)]
 
     def lines(self) -> list[Line]:
         """What was recorded, in the order of the starts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +18,9 @@ from hmr.structures import Batch
 from rayhmr.data.decode import pixels
 from rayhmr.data.schema import TRAINING_COLUMNS, DatasetInfo, J
 from rayhmr.storage import Folder
+
+Rows = TypeVar("Rows")
+Decoded = TypeVar("Decoded")
 
 
 def _matrix(table: pa.Table, name: str, *shape: int) -> np.ndarray:
@@ -33,12 +37,18 @@ def to_batch(table: pa.Table, image_size: int) -> Batch:
     the same. DataError names the row whose picture cannot be decoded.
     """
     images, sides = pixels(table, image_size)
+    return with_labels(torch.from_numpy(images).permute(0, 3, 1, 2), sides, table)
+
+
+def with_labels(images: torch.Tensor, sides: np.ndarray, table: pa.Table) -> Batch:
+    """Pictures, or features in their place, with the labels in the rows of a table. sides: (B,)
+    pixels of the stored crops, in which the 2D keypoints are."""
     keypoints_2d = _matrix(table, "keypoints_2d", J, 3).copy()
     sides = sides.astype(np.float32)[:, None, None]
     keypoints_2d[..., :2] = 2 * keypoints_2d[..., :2] / sides - 1
     pose = _matrix(table, "pose", 24, 3)
     return Batch(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        images=images,
         keypoints_2d=torch.from_numpy(keypoints_2d),
         keypoints_3d=torch.from_numpy(_matrix(table, "keypoints_3d", J, 4).copy()),
         rotmats=torch.from_numpy(rodrigues(pose)),
@@ -56,8 +66,8 @@ def smpl_labels(table: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def decoded_ahead(
-    tables: Iterable[pa.Table], decode: Callable[[pa.Table], Batch], *, threads: int, ahead: int
-) -> Iterator[Batch]:
+    tables: Iterable[Rows], decode: Callable[[Rows], Decoded], *, threads: int, ahead: int
+) -> Iterator[Decoded]:
     """Batches in the order of the tables; up to `ahead` are decoded while one is used.
 
     A batch is one task, so its thread never waits for others; decoding releases the interpreter
@@ -65,7 +75,7 @@ def decoded_ahead(
     """
     cv2.setNumThreads(1)  # the pool's threads are the parallelism
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[Future[Decoded]] = deque()
     try:
         for table in tables:
             waiting.append(pool.submit(decode, table))

@@ -38,6 +38,8 @@ from rayhmr.data.parts import (
 from rayhmr.data.sources.kinds import source_of
 from rayhmr.data.sources.record import Unit
 from rayhmr.data.statistics import means, merged, sums_of
+from rayhmr.job_metadata import metadata_of
+from rayhmr.metrics import DataMetrics
 from rayhmr.report import text_table
 from rayhmr.storage import Folder
 from rayhmr.telemetry import say
@@ -188,11 +190,15 @@ def prepare(job: PrepareJob) -> dict[str, Any]:
     todo, repeated = _to_write(parts, done)
     say(f"{len(done)} of {len(parts)} files are there; {_rows(todo)} people to make")
     made = 0
-    with connect(job.cluster, cpus_needed=1) if todo else contextlib.nullcontext():
-        start = time.perf_counter()
+    with (
+        connect(job.cluster, cpus_needed=1, metadata=metadata_of(job)) if todo
+        else contextlib.nullcontext()
+    ):  # fmt: skip
+        start, metrics = time.perf_counter(), DataMetrics(folder.location)
         while todo:
             notes = _write_all(source, todo, folder, job.jpeg_quality, repeated)
             for note in _shown(notes, _rows(todo)):
+                metrics.keep(note)
                 done[note["file"]["name"]] = note
                 made += _read(note)
             todo, repeated = _to_write(parts, done)

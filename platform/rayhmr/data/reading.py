@@ -39,7 +39,7 @@ def read_window(
         if opened is None or opened[0] != chunk.file:
             if opened is not None:
                 opened[1].close(force=True)
-            source = folder.files.open_input_file(folder.path(chunk.file))
+            source = folder.open(chunk.file)
             opened = chunk.file, pq.ParquetFile(source)
         groups, first = _row_groups(opened[1], chunk)
         rows = opened[1].read_row_groups(groups, columns=list(columns))

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from hmr.errors import DataError, HmrError
 from hmr.skeleton import JOINT49_NAMES
-from rayhmr.storage import Folder
+from rayhmr.storage import Folder, joined
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
@@ -153,12 +153,17 @@ class DatasetInfo:
     body: dict[str, Any]
 
     def rows(self, split: str, fraction: float = 1.0) -> int:
-        """Rows of the files that `paths` gives."""
+        """Rows of the files that `names` gives."""
         return sum(int(file["rows"]) for file in self._chosen(split, fraction))
 
+    def names(self, split: str, fraction: float = 1.0) -> list[str]:
+        """A split's files, by their names in the folder; the first part of them if a fraction is
+        wanted."""
+        return [str(file["name"]) for file in self._chosen(split, fraction)]
+
     def paths(self, split: str, fraction: float = 1.0) -> list[str]:
-        """Paths or URIs of a split's files; of the first part of them if a fraction is wanted."""
-        return [f"{self.location}/{file['name']}" for file in self._chosen(split, fraction)]
+        """The same as paths or URIs."""
+        return [joined(self.location, name) for name in self.names(split, fraction)]
 
     def _chosen(self, split: str, fraction: float) -> list[dict[str, Any]]:
         files = self.files.get(split, [])
@@ -201,7 +206,7 @@ def read_info(location: str) -> DatasetInfo:
         if isinstance(error, HmrError):
             raise
         raise DataError(
-            f"{location}/{MANIFEST}: is damaged ({error!r}); prepare the data set again"
+            f"{folder.at(MANIFEST)}: is damaged ({error!r}); prepare the data set again"
         ) from error
     return info
 
@@ -218,6 +223,6 @@ def _check_files(folder: Folder, info: DatasetInfo) -> None:
             if size != file["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise DataError(
-                    f"{info.location}/{file['name']}: {found}, {MANIFEST} says {file['bytes']} "
+                    f"{folder.at(file['name'])}: {found}, {MANIFEST} says {file['bytes']} "
                     "bytes; copy the folder again or prepare it anew"
                 )

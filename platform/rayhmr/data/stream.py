@@ -5,6 +5,7 @@ them; therefore bytes travel and the consumer decodes (`data.decode_in=tasks` tu
 
 Each worker reads its own part of the order (`rayhmr.data.order`), from any step on, so a run that
 resumes sees the very next row. While the last rows of an epoch are used, the next epoch's are read.
+Where the node has a cache of the rows (`rayhmr.data.cache`), the same batches come out of that.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from hmr.structures import Batch
 from rayhmr.config import DataConfig
 from rayhmr.data.batches import decoded_ahead, to_batch
+from rayhmr.data.cache import Cached, CachedSplit, first_rows, step_rows, window_rows
 from rayhmr.data.order import EpochOrder, Slice, Window, in_order, reading_order
 from rayhmr.data.reading import Fetch
 from rayhmr.data.schema import DatasetInfo
@@ -30,9 +33,8 @@ def split_files(
     info: DatasetInfo, split: str, fraction: float = 1.0
 ) -> tuple[tuple[str, int], ...]:
     """Names and rows of a split's files, or of the first part of them."""
-    paths = info.paths(split, fraction)
+    names = info.names(split, fraction)
     rows = {file["name"]: int(file["rows"]) for file in info.files[split]}
-    names = [path.rpartition("/")[2] for path in paths]
     return tuple((name, rows[name]) for name in names)
 
 
@@ -101,13 +103,14 @@ class ShardStream:
     """One worker's part of the data set, as `hmr.training.TrainData`.
 
     fetch: reads training rows. fetch_val: validation rows, of which this worker keeps its share,
-    encoded, in memory; validation sets are small.
+    encoded, in memory; validation sets are small. cached: the same rows, which this object then
+    closes; nothing is read besides.
     """
 
     def __init__(
         self, info: DatasetInfo, *, config: DataConfig, fetch: Fetch, fetch_val: Fetch,
         batch_size: int, image_size: int, seed: int, epochs: int, lanes: int, rank: int,
-        world_size: int,
+        world_size: int, cached: Cached | None = None,
     ) -> None:  # fmt: skip
         self._info, self._config = info, config
         self._fetch, self._fetch_val = fetch, fetch_val
@@ -118,6 +121,7 @@ class ShardStream:
         self.steps_per_epoch = self.order(0).steps
         self._next: tuple[int, _Reader] | None = None
         self._val: list[pa.Table] | None = None
+        self._cached = cached
 
     def order(self, epoch: int) -> EpochOrder:
         """The order of an epoch."""
@@ -126,6 +130,10 @@ class ShardStream:
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """This rank's part of the steps from `first_step` on, of which there are
         `steps_per_epoch - first_step`."""
+        if self._cached is not None:
+            rows = step_rows(self.order(epoch), first_step, self._rank, self._world_size)
+            yield from self._taken(rows, self._cached.train)
+            return
         reader = self._reader(epoch, first_step)
         tables = self._step_tables(reader, self.order(epoch), first_step)
         try:
@@ -162,22 +170,41 @@ class ShardStream:
 
     def val_batches(self) -> Iterator[Batch]:
         """This worker's share of the validation rows; the shares are disjoint and complete."""
-        if self._val is None:
-            files = split_files(self._info, "val")
-            self._val = list(self._fetch_val(in_order(files, self._rank, self._world_size)))
+        files = split_files(self._info, "val")
+        windows = in_order(files, self._rank, self._world_size)
         size = max(1, self._batch_size // self._world_size)
+        if self._cached is not None:
+            first = first_rows(files)
+            numbers = (window_rows(window, first) for window in windows)
+            parts = (
+                rows[start : start + size]
+                for rows in numbers
+                for start in range(0, len(rows), size)
+            )
+            yield from self._taken(parts, self._cached.val)
+            return
+        if self._val is None:
+            self._val = list(self._fetch_val(windows))
         for table in self._val:
             parts = (table.slice(start, size) for start in range(0, len(table), size))
             yield from self._decoded(parts)
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, and let the cache go."""
         if self._next is not None:
             self._next[1].stopped.set()
             self._next = None
+        if self._cached is not None:
+            self._cached.close()
 
     def _decoded(self, tables: Iterator[pa.Table]) -> Iterator[Batch]:
         return decoded_ahead(
             tables, lambda table: to_batch(table, self._image_size),
             threads=self._config.decode_threads, ahead=self._config.prefetch_batches,
+        )  # fmt: skip
+
+    def _taken(self, rows: Iterator[np.ndarray], split: CachedSplit) -> Iterator[Batch]:
+        return decoded_ahead(
+            rows, split.batch, threads=self._config.decode_threads,
+            ahead=self._config.prefetch_batches,
         )  # fmt: skip

@@ -1,210 +1,40 @@
-"""One recovery, four forms: JSON, GLB, npz, and the overlay as PNG."""
+"""One recovery, four forms: JSON here, and the files of `answer_files`."""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from hmr.body_arrays import BodyArrays
-from hmr.camera import default_focal
-from hmr.mesh_files import glb_bytes
-from hmr.predictor import Predictor
-from hmr.render import PERSON_COLORS, overlay
-from hmr.skeleton import SMPL_JOINT_NAMES, SMPL_PARENTS
-from rayhmr.serve.inference import Camera, Recovered, Recovery, Step, Work
+from hmr.skeleton import SMPL_JOINT_NAMES
+from rayhmr.serve import answer_files
+from rayhmr.serve.answered import Answered, ModelInfo
+from rayhmr.serve.inference import Recovered, Step
+from rayhmr.serve.media import GLB, JSON, MEDIA_TYPES, NPZ, PNG
 from rayhmr.serve.problems import Problem
-from rayhmr.serve.schema import Options
 
-JSON, GLB, NPZ, PNG = "application/json", "model/gltf-binary", "application/x-npz", "image/png"
-MEDIA_TYPES = (JSON, GLB, NPZ, PNG)
+__all__ = ["MEDIA_TYPES", "Answered", "ModelInfo", "json_bytes", "write"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """The served model, as answers and `/v1/models` show it."""
-
-    name: str
-    version: str
-    aliases: tuple[str, ...]
-    body: BodyArrays
-    body_hash: str
-    input_size: int
-    n_iter: int
-    metrics: dict[str, Any]
-
-    @classmethod
-    def of(
-        cls, predictor: Predictor, *, name: str, version: str, aliases: tuple[str, ...] = ()
-    ) -> ModelInfo:
-        """What there is to say about a loaded model."""
-        arrays = predictor.body.arrays
-        return cls(
-            name=name, version=version, aliases=aliases, body=arrays,
-            body_hash=arrays.content_hash(), input_size=predictor.image_size,
-            n_iter=predictor.n_iter, metrics=predictor.info.get("metrics", {}),
-        )  # fmt: skip
-
-    @property
-    def body_model(self) -> str:
-        """Name and short hash of the body that the parameters belong to."""
-        return f"{self.body.name}@{self.body_hash[:12]}"
-
-    @property
-    def faces(self) -> bytes:
-        """Triangles as little-endian u32."""
-        return self.body.faces.astype("<u4").tobytes()
-
-    def as_json(self) -> dict[str, Any]:
-        """The answer of `/v1/models/{name}`."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "aliases": list(self.aliases),
-            "body": {
-                "name": self.body.name,
-                "hash": self.body_hash,
-                "vertices": len(self.body.v_template),
-                "faces": len(self.body.faces),
-            },
-            "input_size": self.input_size,
-            "n_iter": self.n_iter,
-            "joint_set": "smpl24",
-            "joint_names": list(SMPL_JOINT_NAMES),
-            "parents": list(SMPL_PARENTS),
-            "person_colors": np.asarray(PERSON_COLORS, np.float64).tolist(),
-            "metrics": self.metrics,
-            # The hash lets caches keep the triangles for ever.
-            "faces_url": f"v1/models/{self.name}/faces?body={self.body_hash[:12]}",
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """A request and what came of it. timing_ms: decode, queue, model, post."""
-
-    request_id: str
-    info: ModelInfo
-    options: Options
-    work: Work
-    exif_rotated: bool
-    recovery: Recovery
-    timing_ms: dict[str, float]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the upright image."""
-        height, width = self.work.image.shape[:2]
-        return width, height
-
-    @property
-    def camera(self) -> Camera:
-        """The request's, or the assumed one."""
-        width, height = self.size
-        focal = default_focal(width, height)
-        assumed = Camera(fx=focal, fy=focal, cx=width / 2, cy=height / 2)
-        return self.work.camera or assumed
-
-    @property
-    def meshes(self) -> list[np.ndarray]:
-        """(V, 3) of every person, metres, camera frame."""
-        return [recovered.vertices for recovered in self.recovery.people]
-
-
-def negotiate(accept: str | None) -> str:
-    """The form that an Accept header prefers; Problem 406 when it allows none of ours."""
-    best, best_quality = "", 0.0
-    for part in (accept or "*/*").split(","):
-        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = _quality(parameters)
-        offered = next((media for media in MEDIA_TYPES if _matches(kind, media)), None)
-        if offered is not None and quality > best_quality:
-            best, best_quality = offered, quality
-    if not best:
-        raise Problem(
-            406, "not_acceptable", f"accept {accept:.80}: ask for one of {', '.join(MEDIA_TYPES)}"
-        )
-    return best
-
-
-def _quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return float(parameter[2:])
-            except ValueError:
-                return 0.0
-    return 1.0
-
-
-def _matches(pattern: str, media: str) -> bool:
-    family = media.partition("/")[0]
-    return pattern in (media, f"{family}/*", "*/*")
+CONVENTIONS = {
+    "axes": "x right, y down, z forward",
+    "joints_3d": "add cam_t for the camera frame",
+    "pixels": "of the upright image; the centre of its first pixel is 0.5, 0.5",
+}
 
 
 def write(answered: Answered, media: str) -> bytes:
     """The body of the answer in one of MEDIA_TYPES."""
     writers: dict[str, Callable[[Answered], bytes]] = {
-        JSON: _json, GLB: _glb, NPZ: _npz, PNG: _png,
+        JSON: json_bytes, GLB: answer_files.glb, NPZ: answer_files.npz, PNG: answer_files.png,
     }  # fmt: skip
     return writers[media](answered)
 
 
-def _glb(answered: Answered) -> bytes:
-    return glb_bytes(answered.meshes, answered.info.body.faces)
-
-
-def _png(answered: Answered) -> bytes:
-    camera = answered.camera
-    picture = overlay(
-        answered.work.image, answered.meshes, answered.info.body.faces,
-        (camera.fx, camera.fy), (camera.cx, camera.cy),
-    )  # fmt: skip
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _npz(answered: Answered) -> bytes:
-    """The names of the JSON form, and poses and trans as AMASS has them; N people a row."""
-    people = [recovered.person for recovered in answered.recovery.people]
-    arrays = answered.info.body
-    shapes = {
-        "box_xyxy": (4,), "global_orient": (3,), "body_pose": (69,), "betas": (10,),
-        "cam_t": (3,), "joints_3d": (24, 3), "joints_2d": (24, 2),
-    }  # fmt: skip
-    columns = {
-        name: np.array([getattr(person, name) for person in people], np.float32).reshape(-1, *shape)
-        for name, shape in shapes.items()
-    }
-    columns["weak_cam"] = np.array([p.pred_cam for p in people], np.float32).reshape(-1, 3)
-    columns["vertices"] = np.array(answered.meshes, np.float32).reshape(
-        -1, *arrays.v_template.shape
-    )
-    columns["poses"] = np.concatenate([columns["global_orient"], columns["body_pose"]], axis=1)
-    columns["trans"] = columns["cam_t"]
-    camera = answered.camera
-    facts = {
-        "faces": arrays.faces.astype(np.int32),
-        "camera": np.array([camera.fx, camera.fy, camera.cx, camera.cy]),
-        "image_size": np.array(answered.size),
-        "joint_names": np.array(SMPL_JOINT_NAMES),
-        "body_model": np.array(answered.info.body_model),
-        "axes": np.array("opencv"),
-        "units": np.array("m"),
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns, **facts)  # type: ignore[arg-type]  # stub lacks **kwargs
-    return buffer.getvalue()
-
-
-def _json(answered: Answered) -> bytes:
+def json_bytes(answered: Answered) -> bytes:
+    """The PredictAnswer of one picture; Problem 500 when a number is not finite."""
     width, height = answered.size
     camera = answered.camera
     source = "assumed" if answered.work.camera is None else "request"
@@ -217,14 +47,18 @@ def _json(answered: Answered) -> bytes:
                    "cy": camera.cy, "source": source},
         "units": "m",
         "axes": "opencv",
+        "conventions": CONVENTIONS,
         "people": [
             _person(answered, number, recovered)
             for number, recovered in enumerate(answered.recovery.people)
         ],
         "warnings": _warnings(answered),
     }  # fmt: skip
+    if "overlay" in answered.options.include:
+        data = base64.b64encode(answer_files.png(answered)).decode()
+        content["overlay"] = {"media_type": PNG, "encoding": "base64", "data": data}
     try:
-        return json.dumps(content, allow_nan=False).encode()
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
     except ValueError as error:
         raise Problem(
             500, "model_nonfinite", "the model's numbers are not finite; try another picture"

@@ -1,4 +1,9 @@
-"""From a batch of requests to people: what runs in the replica's worker thread. No Ray, no HTTP."""
+"""From pictures to people in three parts: cut out, compute in batches, finish. No Ray, no HTTP.
+
+`Prepared.of` and `finish` need no model; they run where requests come in. `compute` is all that a
+process with the model does, and what travels to it are small squares. `recover_batch` is the three
+in a row.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
 
-from hmr.crops import box_xyxy_to_square, centre_box
-from hmr.predictor import Predictor
-from hmr.rotations import axis_angle_to_matrix
+from hmr.crops import Frame
+from hmr.errors import HmrError
+from hmr.person_crops import PersonCrop, person_crops
+from hmr.predictor import BATCH_SIZE, Predictor, people_of
 from hmr.structures import Person
 
 _EPSILON = 1e-9
@@ -34,16 +38,28 @@ class Camera:
 class Work:
     """One image to recover people from.
 
-    image: (H, W, 3) uint8 RGB, upright. boxes: (N, 4) x1, y1, x2, y2 in its pixels; none: the whole
-    image. n_iter: steps instead of the model's own. camera: none: focal length assumed.
-    step_meshes: also the mesh of every step.
+    image: upright; all its pixels (H, W, 3) uint8 RGB, or fewer as a Frame. boxes: (N, 4) x1, y1,
+    x2, y2 in its pixels; none: the whole image. n_iter: steps instead of the model's own. camera:
+    none: focal length assumed. mesh: False leaves the vertices out. step_meshes: also the mesh of
+    every step.
     """
 
-    image: np.ndarray
+    image: np.ndarray | Frame
     boxes: np.ndarray | None = None
     n_iter: int | None = None
     camera: Camera | None = None
+    mesh: bool = True
     step_meshes: bool = False
+
+    @property
+    def frame(self) -> Frame:
+        """The image as a Frame."""
+        return self.image if isinstance(self.image, Frame) else Frame(self.image)
+
+
+def probe_work() -> Work:
+    """A gray picture: what it shows does not matter, that the answer stays the same does."""
+    return Work(image=np.full((64, 64, 3), 128, np.uint8))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +81,7 @@ class Recovered:
 
     @property
     def vertices(self) -> np.ndarray:
-        """(V, 3) metres in the camera frame, float32."""
+        """(V, 3) metres in the camera frame, float32; (0, 3) where no mesh was asked for."""
         return (self.person.vertices + self.person.cam_t).astype(np.float32)
 
 
@@ -79,65 +95,150 @@ class Recovery:
     post_ms: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a model needs of one Work: the squares of its people, how many steps to take, and
+    whether the mesh, and that of every step, is wanted."""
+
+    crops: tuple[PersonCrop, ...]
+    n_iter: int | None
+    mesh: bool
+    step_meshes: bool
+
+    @classmethod
+    def of(cls, work: Work, *, image_size: int, padding: float) -> Prepared:
+        """Cut the people out; DataError for a box that breaks its rule."""
+        crops = person_crops(work.image, work.boxes, image_size=image_size, padding=padding)
+        return cls(
+            crops=tuple(crops), n_iter=work.n_iter, mesh=work.mesh, step_meshes=work.step_meshes
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """columns: of `Predictor.columns`, a row for each crop. model_ms: the time of the batch."""
+
+    columns: dict[str, np.ndarray]
+    model_ms: float
+
+
 def recover_batch(predictor: Predictor, works: Sequence[Work]) -> list[Recovery | Exception]:
     """Answers in the order of `works`; whatever an item fails with stands in its own place."""
-    groups: dict[int | None, list[int]] = defaultdict(list)
-    for index, work in enumerate(works):
-        groups[work.n_iter].append(index)
-    answers: dict[int, Recovery | Exception] = {}
-    for members in groups.values():
-        results = _recover_alike(predictor, [works[index] for index in members])
-        answers.update(zip(members, results, strict=True))
-    return [answers[index] for index in range(len(works))]
-
-
-def _recover_alike(predictor: Predictor, works: list[Work]) -> list[Recovery | Exception]:
-    """`works` with the same number of steps."""
-    start = time.perf_counter()
-    try:
-        people = predictor.predict_many(
-            [work.image for work in works], [work.boxes for work in works], works[0].n_iter
-        )
-    except Exception as error:
-        if len(works) == 1:
-            return [error]
-        # One of them broke the batch: alone, each gets what it deserves.
-        return [result for work in works for result in _recover_alike(predictor, [work])]
-    model_ms = 1000 * (time.perf_counter() - start)
+    prepared = [_attempt(predictor, work) for work in works]
+    good = [one for one in prepared if isinstance(one, Prepared)]
+    computed = iter(compute_batch(predictor, good))
     return [
-        found if isinstance(found, Exception) else _finish(predictor, work, found, model_ms)
-        for work, found in zip(works, people, strict=True)
+        one if isinstance(one, Exception) else finish(work, one, next(computed))
+        for work, one in zip(works, prepared, strict=True)
     ]
 
 
-def _finish(
-    predictor: Predictor, work: Work, people: list[Person], model_ms: float
-) -> Recovery | Exception:
+def _attempt(predictor: Predictor, work: Work) -> Prepared | Exception:
+    try:
+        return Prepared.of(work, image_size=predictor.image_size, padding=predictor.box_padding)
+    except Exception as error:  # stands in this item's place
+        return error
+
+
+def compute_batch(predictor: Predictor, items: Sequence[Prepared]) -> list[Computed | Exception]:
+    """The model's part, in the order of `items`; an item's failure stands in its own place."""
+    groups: dict[tuple[int | None, bool], list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        groups[item.n_iter, item.step_meshes].append(index)
+    answers: dict[int, Computed | Exception] = {}
+    for members in groups.values():
+        results = _compute_alike(predictor, [items[index] for index in members])
+        answers.update(zip(members, results, strict=True))
+    return [answers[index] for index in range(len(items))]
+
+
+def _compute_alike(predictor: Predictor, items: Sequence[Prepared]) -> list[Computed | Exception]:
+    """Items with the same number of steps; all get a mesh where one wants it, since a second pass
+    would cost more."""
+    start = time.perf_counter()
+    crops = [crop for item in items for crop in item.crops]
+    try:
+        mesh = any(item.mesh for item in items)
+        columns = _columns(predictor, crops, items[0], mesh) if crops else {}
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+        # One of them broke the batch: alone, each gets what it deserves.
+        return [result for item in items for result in _compute_alike(predictor, [item])]
+    model_ms = 1000 * (time.perf_counter() - start)
+    results: list[Computed | Exception] = []
+    begin = 0
+    for item in items:
+        end = begin + len(item.crops)
+        rows = {name: column[begin:end] for name, column in columns.items()}
+        if rows and not item.mesh:  # it would travel for nothing
+            rows["vertices"] = rows["vertices"][:, :0]
+        results.append(Computed(columns=rows, model_ms=model_ms))
+        begin = end
+    return results
+
+
+def _columns(
+    predictor: Predictor, crops: Sequence[PersonCrop], wishes: Prepared, mesh: bool
+) -> dict[str, np.ndarray]:
+    """As many forward passes as the people need, as one table."""
+    parts = [
+        predictor.columns(
+            crops[start : start + BATCH_SIZE],
+            wishes.n_iter,
+            mesh=mesh,
+            step_meshes=wishes.step_meshes,
+        )
+        for start in range(0, len(crops), BATCH_SIZE)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def finish(work: Work, prepared: Prepared, computed: Computed | Exception) -> Recovery | Exception:
+    """The people of one image; what it failed with instead."""
+    if isinstance(computed, Exception):
+        return computed
     start = time.perf_counter()
     try:
-        recovered = tuple(_recovered(predictor, work, person) for person in people)
+        recovered = tuple(_recovered_all(work, prepared.crops, computed.columns))
     except Exception as error:  # stands in this item's place
         return error
     post_ms = 1000 * (time.perf_counter() - start)
-    return Recovery(people=recovered, model_ms=model_ms, post_ms=post_ms)
+    return Recovery(people=recovered, model_ms=computed.model_ms, post_ms=post_ms)
 
 
-def _recovered(predictor: Predictor, work: Work, person: Person) -> Recovered:
-    if work.boxes is None:
-        center, side = centre_box(work.image.shape[1], work.image.shape[0])
-    else:
-        center, side = box_xyxy_to_square(person.box_xyxy, predictor.box_padding)
+def _recovered_all(
+    work: Work, crops: Sequence[PersonCrop], columns: dict[str, np.ndarray]
+) -> list[Recovered]:
+    if not crops:
+        return []
+    meshes = columns.get("step_vertices")
+    people = []
+    for row, (crop, person) in enumerate(zip(crops, people_of(crops, columns), strict=True)):
+        if isinstance(person, HmrError):
+            raise person
+        people.append(_recovered(work, crop, person, None if meshes is None else meshes[row]))
+    return people
+
+
+def _recovered(
+    work: Work, crop: PersonCrop, person: Person, meshes: np.ndarray | None
+) -> Recovered:
+    """meshes: (T + 1, V, 3) of the steps, where they are wanted."""
     if work.camera is not None:
-        person = _seen_by(work.camera, person, center, side)
+        person = _seen_by(work.camera, person, crop.center, crop.side)
     (fx, fy), (cx, cy) = person.focal_length, person.principal_point
     camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy)
-    places = [place(step["pred_cam"], center, side, camera) for step in person.iterations]
-    meshes: Sequence[Any] = [None] * len(places)
-    if work.step_meshes:
-        meshes = _step_vertices(predictor, person) + np.stack(places)[:, None]
+    places = [place(step["pred_cam"], crop.center, crop.side, camera) for step in person.iterations]
     steps = tuple(
-        Step(parameters=parameters, cam_t=cam_t, vertices=mesh)
-        for parameters, cam_t, mesh in zip(person.iterations, places, meshes, strict=True)
+        Step(
+            parameters=parameters,
+            cam_t=cam_t,
+            vertices=None if meshes is None else meshes[number] + cam_t,
+        )
+        for number, (parameters, cam_t) in enumerate(zip(person.iterations, places, strict=True))
     )
     return Recovered(person=person, steps=steps)
 
@@ -167,15 +268,3 @@ def _seen_by(camera: Camera, person: Person, center: np.ndarray, side: float) ->
     return replace(
         person, cam_t=cam_t, focal_length=focal, principal_point=principal, joints_2d=joints_2d
     )
-
-
-def _step_vertices(predictor: Predictor, person: Person) -> np.ndarray:
-    """(T + 1, V, 3) float32, without translation."""
-    poses = [np.concatenate([s["global_orient"], s["body_pose"]]) for s in person.iterations]
-    with torch.inference_mode():
-        pose = torch.as_tensor(np.stack(poses), device=predictor.device).reshape(-1, 24, 3)
-        betas = torch.as_tensor(
-            np.stack([s["betas"] for s in person.iterations]), device=predictor.device
-        )
-        output = predictor.body(axis_angle_to_matrix(pose), betas)
-        return np.asarray(output.vertices.cpu().numpy(), np.float32)

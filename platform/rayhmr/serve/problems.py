@@ -37,9 +37,9 @@ class Problem(Exception):  # noqa: N818  # RFC 9457 calls it a problem
         self.status, self.code, self.detail = status, code, detail
         self.errors, self.headers = tuple(errors), dict(headers or {})
 
-    def response(self, request_id: str) -> Response:
-        """The answer that says it."""
-        content = {
+    def content(self, request_id: str) -> dict[str, Any]:
+        """What the answer says."""
+        return {
             "type": f"urn:rayhmr:{self.code}",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
@@ -47,9 +47,13 @@ class Problem(Exception):  # noqa: N818  # RFC 9457 calls it a problem
             "errors": [dict(error) for error in self.errors],
             "request_id": request_id,
         }
+
+    def response(self, request_id: str) -> Response:
+        """The answer that says it."""
         return Response(
-            json.dumps(content), self.status, self.headers, media_type="application/problem+json"
-        )
+            json.dumps(self.content(request_id)), self.status, self.headers,
+            media_type="application/problem+json",
+        )  # fmt: skip
 
 
 def problem_of(error: Exception) -> Problem:
@@ -60,7 +64,7 @@ def problem_of(error: Exception) -> Problem:
         return Problem(_STATUS_OF_IMAGE.get(error.reason, 422), error.reason, str(error))
     if isinstance(error, DataError):
         return Problem(422, "bad_value", str(error))
-    if isinstance(error, HmrError):
+    if type(error) is HmrError:  # its kinds are about files and settings of this machine
         return Problem(500, "model_nonfinite", str(error))
     return Problem(
         500, "internal", "the service failed on this request; its log has the request_id"

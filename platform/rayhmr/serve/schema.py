@@ -14,7 +14,14 @@ from hmr.predictor import MAX_ITERATIONS
 
 MAX_PEOPLE = 32
 """Boxes of one request."""
-INCLUDABLE = ("vertices", "iterations")
+MAX_PIXEL = 1e6
+"""Of a camera's numbers; larger ones leave what float32 can hold once they are multiplied."""
+MAX_IMAGES = 32
+"""Pictures of one batch request."""
+MAX_BATCH_PEOPLE = 128
+"""Boxes of all its pictures together."""
+INCLUDABLE = ("vertices", "iterations", "overlay")
+Includable = Literal["vertices", "iterations", "overlay"]
 
 Vector3 = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
 Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
@@ -29,13 +36,13 @@ class _Section(BaseModel):
 class CameraOption(_Section):
     """Pinhole camera, in pixels of the full upright image."""
 
-    fx: float = Field(gt=0, allow_inf_nan=False)
+    fx: float = Field(ge=1, le=MAX_PIXEL)
     """Horizontal focal length."""
-    fy: float = Field(gt=0, allow_inf_nan=False)
+    fy: float = Field(ge=1, le=MAX_PIXEL)
     """Vertical focal length."""
-    cx: FiniteFloat
+    cx: float = Field(ge=-MAX_PIXEL, le=MAX_PIXEL)
     """Principal point, horizontal."""
-    cy: FiniteFloat
+    cy: float = Field(ge=-MAX_PIXEL, le=MAX_PIXEL)
     """Principal point, vertical."""
 
 
@@ -49,16 +56,38 @@ class Options(_Section):
     """The camera; without it a focal length is assumed."""
     n_iter: int | None = Field(None, ge=1, le=MAX_ITERATIONS)
     """Refinement steps instead of the model's own number."""
-    include: list[Literal["vertices", "iterations"]] = Field(default_factory=list)
-    """More to answer with: `vertices`, `iterations`, or both, with a comma between."""
+    include: list[Includable] = Field(default_factory=list)
+    """More to answer with, with a comma between: `vertices`, `iterations` (every step of the
+    refinement), `overlay` (the picture with the meshes over it, as PNG)."""
     model: str | None = None
     """The model that must answer: name, name@version or name@alias."""
+
+
+class BatchOptions(_Section):
+    """What may be asked for besides the images. Lists have one entry for each image."""
+
+    boxes: list[Annotated[list[Box], Field(max_length=MAX_PEOPLE)] | None] | None = Field(
+        None, max_length=MAX_IMAGES
+    )
+    """For each image the boxes of its people, x1, y1, x2, y2 in pixels of the upright image; null:
+    the whole image is one person."""
+    camera: CameraOption | list[CameraOption | None] | None = None
+    """The camera of all images, or one for each; null: a focal length is assumed."""
+    n_iter: int | None = Field(None, ge=1, le=MAX_ITERATIONS)
+    """Refinement steps instead of the model's own number."""
+    include: list[Includable] = Field(default_factory=list)
+    """More to answer with; `vertices` and `iterations` together only image by image, at
+    /v1/predict."""
+    model: str | None = None
+    """The model that must answer: name, name@version or name@alias."""
+    files: Literal["json", "glb", "npz", "png"] = "npz"
+    """With Accept: application/zip, the form of the file for each image."""
 
 
 class Base64Image(_Section):
     """An encoded image inside JSON."""
 
-    b64: str
+    b64: str = Field(json_schema_extra={"format": "byte"})
     """The file's content in base64."""
 
 
@@ -66,6 +95,12 @@ class PredictBody(Options):
     """The JSON form of a request."""
 
     image: Base64Image
+
+
+class PredictBatchBody(BatchOptions):
+    """The JSON form of a batch request."""
+
+    images: list[Base64Image] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
 class EncodedArray(_Section):
@@ -152,6 +187,20 @@ class PersonAnswer(_Section):
     """With include=iterations."""
 
 
+class EncodedFile(_Section):
+    media_type: Literal["image/png"]
+    encoding: Literal["base64"]
+    data: str
+
+
+class Conventions(_Section):
+    """How to read the numbers."""
+
+    axes: str
+    joints_3d: str
+    pixels: str
+
+
 class PredictAnswer(_Section):
     """The people of one image, in the order of the boxes."""
 
@@ -162,8 +211,11 @@ class PredictAnswer(_Section):
     camera: CameraAnswer
     units: Literal["m"]
     axes: Literal["opencv"]
+    conventions: Conventions
     people: list[PersonAnswer]
     warnings: list[str]
+    overlay: EncodedFile | None = None
+    """With include=overlay."""
 
 
 class FieldError(_Section):
@@ -180,6 +232,25 @@ class ProblemAnswer(_Section):
     detail: str
     errors: list[FieldError]
     request_id: str
+
+
+class BatchItem(_Section):
+    """What one image came to: `result` when status is 200, else `problem`."""
+
+    index: int
+    status: int
+    result: PredictAnswer | None = None
+    problem: ProblemAnswer | None = None
+
+
+class BatchAnswer(_Section):
+    """The images in the order they were sent. The answer's own status is 207 when one failed."""
+
+    request_id: str
+    model: ModelName
+    failed: int
+    """Images that have a problem instead of a result."""
+    items: list[BatchItem]
 
 
 class BodyFacts(_Section):
@@ -206,8 +277,21 @@ class ModelAnswer(_Section):
     faces_url: str
 
 
+class RolloutAnswer(_Section):
+    """A version that an alias points at and that does not answer: it starts, or was refused."""
+
+    model: str
+    serving: str
+    """The version that answers meanwhile."""
+    wanted: str
+    state: Literal["starting", "refused"]
+    reason: str | None = None
+    """Why it was refused."""
+
+
 class ModelsAnswer(_Section):
     models: list[ModelAnswer]
+    rollouts: list[RolloutAnswer]
 
 
 class HealthAnswer(_Section):

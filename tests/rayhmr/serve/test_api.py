@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,13 +13,9 @@ import trimesh
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from hmr.body_arrays import body_from_path
 from hmr.checkpoint import load_bundle
-from hmr.crops import decode_image, encode_jpeg
-from hmr.synthetic import Generator
-from rayhmr.serve.answers import ModelInfo
-from rayhmr.serve.api import Service, build_app
-from rayhmr.serve.guard import Limits, digest_of
+from hmr.crops import decode_image
+from rayhmr.serve.guard import digest_of
 from rayhmr.serve.inference import Work, recover_batch
 from rayhmr.serve.schema import PredictAnswer, ProblemAnswer
 
@@ -29,38 +23,8 @@ KEY = "a-key-of-more-than-22-letters"
 
 
 @pytest.fixture(scope="module")
-def predictor(bundle):
-    return load_bundle(bundle)
-
-
-@pytest.fixture(scope="module")
-def photo():
-    (person,) = Generator(body_from_path("embedded"), "easy", 96, 5, "test").samples([1])
-    frame = np.full((140, 200, 3), 90, np.uint8)
-    frame[20:116, 60:156] = person.image
-    return encode_jpeg(frame)
-
-
-def client_of(predictor, **limits):
-    threads = ThreadPoolExecutor(2)
-
-    async def recover(work):
-        (result,) = await asyncio.to_thread(recover_batch, predictor, [work])
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    service = Service(
-        info=ModelInfo.of(predictor, name="tiny", version="1", aliases=("best",)),
-        recover=recover, is_ready=lambda: True, threads=threads,
-    )  # fmt: skip
-    defaults = {"max_body_bytes": 200_000, "request_timeout_s": 20.0, "max_requests": 8}
-    return TestClient(build_app(service, Limits(**(defaults | limits))))
-
-
-@pytest.fixture(scope="module")
-def client(predictor):
-    with client_of(predictor) as made:
+def client(app_of):
+    with TestClient(app_of()) as made:
         yield made
 
 
@@ -163,9 +127,11 @@ def test_every_refusal_names_value_rule_and_cure(client, photo):
 
 def test_a_request_id_of_the_client_comes_back(client, photo):
     answer = post_image(client, photo, **{"x-request-id": "abc-123"})
-    assert answer.json()["request_id"] == "abc-123"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "abc-123"
     odd = post_image(client, photo, **{"x-request-id": "a b\tc"})
-    assert odd.json()["request_id"] != "a b\tc"
+    assert odd.json()["request_id"] == odd.headers["x-request-id"] != "a b\tc"
+    picture = post_image(client, photo, accept="image/png", **{"x-request-id": "abc-123"})
+    assert picture.headers["x-request-id"] == "abc-123", "a file cannot say it inside"
 
 
 def test_a_picture_on_its_side_is_turned_upright(client, photo):
@@ -191,6 +157,39 @@ def test_the_camera_of_the_request_is_used(client, photo):
     np.testing.assert_allclose(person["joints_2d"], pixels, atol=1e-2)
 
 
+def test_refusals_of_the_router_are_problems_too(client):
+    problem(client.get("/v1/predict"), 405, "method_not_allowed")
+    problem(client.post("/v1/models"), 405, "method_not_allowed")
+    problem(client.delete("/v1/nothing"), 404, "not_found")
+    problem(client.post("/v1/predict", content=b"x", headers={
+        "content-type": "multipart/form-data"}), 400, "bad_request")  # fmt: skip
+    assert "not fetched" in problem(
+        client.post("/v1/predict", data={"x": ""}, files={"image": (None, "http://x/a.jpg")}),
+        422, "no_image",
+    )  # fmt: skip
+
+
+def test_several_models_stand_side_by_side_and_each_request_chooses(app_of, bundle, photo):
+    first, second = load_bundle(bundle), load_bundle(bundle)
+    with torch.no_grad():
+        second.model.regressor.decshape.bias.add_(1.0)
+    with TestClient(app_of({"plain": first, "wide": second})) as client:
+        names = [model["name"] for model in client.get("/v1/models").json()["models"]]
+        assert names == ["plain", "wide"]
+        betas = {}
+        for reference in ("", "?model=plain", "?model=wide", "?model=wide@best", "?model=wide@1"):
+            answer = post_image(client, photo, reference).json()
+            assert answer["model"]["name"] == ("wide" if "wide" in reference else "plain")
+            betas[reference] = answer["people"][0]["smpl"]["betas"]
+        assert betas[""] == betas["?model=plain"]
+        assert betas["?model=wide"] == betas["?model=wide@best"] == betas["?model=wide@1"]
+        difference = np.subtract(betas["?model=wide"], betas["?model=plain"])
+        assert np.abs(difference).min() > 0.5
+        assert "wide@best" in problem(post_image(client, photo, "?model=none"), 404,
+                                      "unknown_model")  # fmt: skip
+        assert 'model="wide"' in client.get("/metrics").text
+
+
 def test_the_model_describes_itself_and_its_triangles_are_cacheable(client, predictor):
     (model,) = client.get("/v1/models").json()["models"]
     assert model == client.get("/v1/models/tiny@best").json()
@@ -203,8 +202,8 @@ def test_the_model_describes_itself_and_its_triangles_are_cacheable(client, pred
     assert again.status_code == 304
 
 
-def test_a_key_guards_everything_but_health_and_the_page(predictor, photo):
-    with client_of(predictor, key_digest=digest_of(KEY)) as client:
+def test_a_key_guards_everything_but_health_and_the_page(app_of, photo):
+    with TestClient(app_of(key_digests=(digest_of(KEY),))) as client:
         assert client.get("/healthz").json() == {"status": "live"}
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.get("/").status_code == 200
@@ -226,9 +225,9 @@ def test_page_and_reference_load_nothing_from_elsewhere(client):
     assert "application/problem+json" in json.dumps(description)
 
 
-def test_an_answer_that_is_not_finite_is_an_error_of_that_item_alone(bundle, photo):
+def test_an_answer_that_is_not_finite_is_an_error_of_that_item_alone(app_of, bundle, photo):
     broken = load_bundle(bundle)
     with torch.no_grad():
         broken.model.regressor.deccam.bias.fill_(float("nan"))
-    with client_of(broken) as client:
+    with TestClient(app_of({"tiny": broken})) as client:
         problem(post_image(client, photo), 500, "model_nonfinite")

@@ -1,9 +1,8 @@
-"""The service on a real cluster, and its page in a real browser."""
+"""The service on a real cluster."""
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,12 +16,15 @@ from hmr.crops import decode_image, encode_jpeg
 from hmr.errors import BundleError, ConfigError
 from hmr.synthetic import Generator
 from rayhmr.config import ServeJob
-from rayhmr.serve.host import read_key, running_service
+from rayhmr.serve.host import read_keys, running_service
 
 
 @pytest.fixture(scope="module")
 def url(local_cluster, model_reference):
-    job = ServeJob(model=model_reference, port=0, max_batch_size=4, max_queued_requests=16)
+    job = ServeJob(
+        model=model_reference, port=0, max_batch_size=4, max_queued_requests=16,
+        inference_protocol=True,
+    )  # fmt: skip
     with running_service(job) as address:
         yield address
 
@@ -62,6 +64,18 @@ def test_health_models_and_problems_come_through_the_proxy(url):
     assert refused.json()["request_id"]
 
 
+@pytest.mark.ray
+def test_the_protocol_asked_for_and_the_counters_are_there(url, photos):
+    assert httpx.get(f"{url}/v2/health/ready").json() == {"ready": True}
+    counted = []
+    for photo in photos[:2]:
+        ask(url, photo)
+        text = httpx.get(f"{url}/metrics").text
+        line = re.search(r"^rayhmr_serve_people_total\{.*\} (\S+)$", text, re.MULTILINE)
+        counted.append(float(line[1]))
+    assert counted[1] == counted[0] + 1
+
+
 def test_a_changed_bundle_is_refused_before_anything_starts(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "copy")
     weights = copy / "model.safetensors"
@@ -77,78 +91,25 @@ def test_a_changed_bundle_is_refused_before_anything_starts(bundle, tmp_path):
 
 def test_other_machines_are_let_in_with_a_strong_key_only(tmp_path, monkeypatch):
     monkeypatch.delenv("RAYHMR_API_KEY", raising=False)
-    assert read_key(ServeJob()) is None
+    assert read_keys(ServeJob()) == ()
     with pytest.raises(ConfigError, match=r"host=0\.0\.0\.0: .* needs a key"):
-        read_key(ServeJob(host="0.0.0.0"))
+        read_keys(ServeJob(host="0.0.0.0"))
     (tmp_path / "key").write_text("short\n")
     with pytest.raises(ConfigError, match="at least 22"):
-        read_key(ServeJob(host="0.0.0.0", api_key_file=str(tmp_path / "key")))
+        read_keys(ServeJob(host="0.0.0.0", api_key_file=str(tmp_path / "key")))
     monkeypatch.setenv("RAYHMR_API_KEY", "0123456789abcdefghijklmnop")
-    assert read_key(ServeJob(host="0.0.0.0")) == "0123456789abcdefghijklmnop"
-
-
-@pytest.fixture
-def browser(tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run",
-                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                 "--disable-dev-shm-usage", "--window-size=1280,1000",
-                 f"--user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
-PAINTED = """
-const canvas = document.getElementById(arguments[0]);
-const copy = document.createElement("canvas");
-copy.width = canvas.width; copy.height = canvas.height;
-const context = copy.getContext("2d");
-context.drawImage(canvas, 0, 0);
-const data = context.getImageData(0, 0, copy.width, copy.height).data;
-let painted = 0;
-for (let i = 3; i < data.length; i += 4) painted += data[i] > 0;
-return painted / (copy.width * copy.height);
-"""
+    assert read_keys(ServeJob(host="0.0.0.0")) == ("0123456789abcdefghijklmnop",)
 
 
 @pytest.mark.ray
-@pytest.mark.browser
-def test_a_person_gets_an_overlay_and_a_body_to_turn(url, photos, browser, tmp_path):
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    (tmp_path / "person.jpg").write_bytes(photos[0])
-    browser.get(url + "/")
-    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "person.jpg"))
-    wait = WebDriverWait(browser, 30)
-    wait.until(lambda d: d.find_element(By.ID, "result").is_displayed())
-    wait.until(lambda d: d.execute_script(PAINTED, "overlay") > 0.01)
-    wait.until(lambda d: d.execute_script(PAINTED, "orbit") > 0.01)
-    assert browser.find_element(By.ID, "step-name").text == "step 3 of 3"
-    answer = browser.find_element(By.ID, "answer").get_attribute("textContent")
-    assert '"joint_set"' in answer
-    if folder := os.environ.get("RAYHMR_SCREENSHOTS"):
-        browser.save_screenshot(f"{folder}/page.png")
-
-    (tmp_path / "broken.jpg").write_bytes(photos[0][: len(photos[0]) // 2])
-    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "broken.jpg"))
-    wait.until(lambda d: d.find_element(By.ID, "message").is_displayed())
-    assert "breaks off" in browser.find_element(By.ID, "message").text
-
-    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    addresses = {
-        event["params"]["request"]["url"]
-        for event in asked
-        if event["method"] == "Network.requestWillBeSent"
-    }
-    # The browser's own pages (chrome:, blob:, data:) leave no machine.
-    outside = {a for a in addresses if a.startswith("http") and not a.startswith(url)}
-    assert not outside
-    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert all("422" in entry["message"] for entry in errors), errors
+def test_the_page_and_all_its_files_come_through_the_proxy(url):
+    page = httpx.get(f"{url}/").text
+    wanted = set(re.findall(r'(?:href|src)="(static/[^"]+)"', page))
+    assert "static/page.js" in wanted
+    seen = set()
+    while wanted - seen:
+        name = (wanted - seen).pop()
+        answer = httpx.get(f"{url}/{name}").raise_for_status()
+        seen.add(name)
+        wanted |= {f"static/{found}" for found in re.findall(r'from "./([^"]+)"', answer.text)}
+    assert {"static/orbit.js", "static/geometry.js", "static/page.css"} <= seen

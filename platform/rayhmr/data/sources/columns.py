@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -17,24 +18,29 @@ NAMES = "imgname"
 """The column that every file has; its length is the number of people."""
 
 
-def _files(labels: str) -> tuple[Folder, list[str]]:
-    if not Folder(labels).is_local:
-        raise DataError(
-            f"{labels}: label files are read in pieces, which needs a local path; copy them to a "
-            "folder that every node sees (pictures may stay where they are)"
-        )
-    return label_files(labels, ".npz")
+READ_AHEAD = 1 << 22
+"""Bytes that are asked of a store at once: an archive is read in small steps."""
+
+
+def _table(folder: Folder, file: str) -> NpzRows:
+    if folder.is_local:
+        return NpzRows(folder.path(file), read_pickle)
+
+    def opened() -> io.BufferedReader:
+        return io.BufferedReader(folder.open(file), READ_AHEAD)
+
+    return NpzRows(folder.at(file), read_pickle, opened)
 
 
 def npz_units(labels: str, split: str, rows_per_file: int) -> list[Unit]:
     """Pieces of one .npz or of those of a folder; only headers are read."""
-    folder, files = _files(labels)
+    folder, files = label_files(labels, ".npz")
     units = []
     for file in files:
-        table = NpzRows(folder.path(file), read_pickle)
+        table = _table(folder, file)
         if NAMES not in table.keys:
             raise DataError(
-                f"{folder.path(file)}: has no {NAMES}, only {', '.join(sorted(table.keys)[:8])}; "
+                f"{folder.at(file)}: has no {NAMES}, only {', '.join(sorted(table.keys)[:8])}; "
                 "it is no label file of this kind"
             )
         units += cut(split, file, table.count(NAMES), rows_per_file)
@@ -45,9 +51,9 @@ class Columns:
     """The rows of a unit. DataError, which names file and key, for what is not as documented."""
 
     def __init__(self, labels: str, unit: Unit) -> None:
-        folder, _ = _files(labels)
-        self._path, self._unit = folder.path(unit.file), unit
-        self._table = NpzRows(self._path, read_pickle)
+        folder, _ = label_files(labels, ".npz")
+        self._path, self._unit = folder.at(unit.file), unit
+        self._table = _table(folder, unit.file)
         self._total = self._table.count(NAMES)
 
     def __len__(self) -> int:

@@ -25,6 +25,7 @@ from hmr.errors import ConfigError, DataError
 from hmr.skeleton import JOINT49_NAMES
 from rayhmr.data.sources.record import RawPerson, RejectedRow, Unit, box_id, cut, square_box
 from rayhmr.storage import Folder
+from rayhmr.storage import split as split_address
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -78,7 +79,7 @@ class FolderSource:
     def _lines(self) -> Iterator[dict[str, str | None]]:
         """Lines of the CSV by column; DataError when it is none."""
         assert self.boxes is not None
-        parent, _, name = self.boxes.rpartition("/")
+        parent, name = split_address(self.boxes)
         folder = Folder(parent)
         try:
             with (

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -35,14 +36,19 @@ class _Header(NamedTuple):
 
 
 class NpzRows:
-    """path: an .npz. read: the value of a pickle's bytes, `hmr.safe_pickle.read_pickle`.
+    """path: an .npz. read: the value of a pickle's bytes, `hmr.safe_pickle.read_pickle`. opened:
+    gives the file anew, to read anywhere in; none: it is one of this machine.
 
     Every method raises DataError, naming file and key, where the file is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], read: Callable[[bytes], Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], read: Callable[[bytes], Any],
+        opened: Callable[[], IO[bytes]] | None = None,
+    ) -> None:  # fmt: skip
         self._path, self._read = path, read
-        with self._errors("its list of members"), zipfile.ZipFile(path) as archive:
+        self._opened = opened or self._open_here
+        with self._errors("its list of members"), self._archive() as archive:
             self.keys = {name.removesuffix(".npy") for name in archive.namelist()}
 
     def count(self, key: str) -> int:
@@ -87,10 +93,18 @@ class NpzRows:
     @contextmanager
     def _member(self, key: str) -> Iterator[tuple[IO[bytes], _Header, int]]:
         """The stream of a member, its header, and how many bytes it unpacks to."""
-        with self._errors(repr(key)), zipfile.ZipFile(self._path) as archive:
+        with self._errors(repr(key)), self._archive() as archive:
             name = f"{key}.npy"
             with archive.open(name) as file:
                 yield file, _header(file), archive.getinfo(name).file_size
+
+    def _open_here(self) -> IO[bytes]:
+        return Path(self._path).open("rb")
+
+    @contextmanager
+    def _archive(self) -> Iterator[zipfile.ZipFile]:
+        with self._opened() as file, zipfile.ZipFile(file) as archive:
+            yield archive
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

@@ -1,6 +1,11 @@
 // Matrices (4 x 4, column after column, as WebGL takes them) and meshes.
 // Meshes arrive in camera axes: x right, y down, z forward, metres. Eyes look along -z, y up.
 
+/** Where light comes from, before the eye, and how strong it is. */
+export const KEY = [0.3, 0.6, 1];
+export const FILL = [-0.6, 0.2, 0.4];
+export const LIGHT = { ambient: 0.36, key: 0.5, fill: 0.18 };
+
 /** Camera axes to an eye in the camera's place. */
 export const CAMERA_VIEW = new Float32Array([1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1]);
 
@@ -47,6 +52,12 @@ export function orbitView(target, azimuth, elevation, distance) {
   return multiply(rotation, centred);
 }
 
+/** A direction at length 1. */
+export function unit(vector) {
+  const length = Math.hypot(...vector);
+  return vector.map((value) => value / length);
+}
+
 /** The nearest and farthest z of all meshes with some air; planes that fit any focal length. */
 export function depthRange(meshes) {
   let [near, far] = [Infinity, 0];
@@ -65,10 +76,11 @@ export function depthRange(meshes) {
 export function bounds(meshes) {
   const low = [Infinity, Infinity, Infinity];
   const high = [-Infinity, -Infinity, -Infinity];
-  for (const { vertices } of meshes) {
+  for (const { vertices, offset = [0, 0, 0] } of meshes) {
     for (let i = 0; i < vertices.length; i++) {
-      low[i % 3] = Math.min(low[i % 3], vertices[i]);
-      high[i % 3] = Math.max(high[i % 3], vertices[i]);
+      const value = vertices[i] + offset[i % 3];
+      low[i % 3] = Math.min(low[i % 3], value);
+      high[i % 3] = Math.max(high[i % 3], value);
     }
   }
   const middle = low.map((value, axis) => (value + high[axis]) / 2);

@@ -1,4 +1,4 @@
-// The bodies alone, to turn around: by dragging, with the arrow keys, or by themselves.
+// The bodies alone, to turn around: by mouse, fingers or keys, or by themselves.
 
 import { bounds, orbitView, pinhole } from "./geometry.js";
 import { painterFor } from "./painter.js";
@@ -6,7 +6,10 @@ import { painterFor } from "./painter.js";
 const FIELD_OF_VIEW = 0.6;
 const LARGEST_ELEVATION = 1.5;
 const TURN_PER_SECOND = 0.7;
-const VIEWS = { front: [0, 0], side: [Math.PI / 2, 0], top: [0, LARGEST_ELEVATION] };
+const TURN_PER_PX = 0.01;
+const VIEWS = {
+  front: [0, 0], side: [Math.PI / 2, 0], back: [Math.PI, 0], top: [0, LARGEST_ELEVATION],
+};
 const KEYS = {
   ArrowLeft: [-0.15, 0], ArrowRight: [0.15, 0], ArrowUp: [0, 0.15], ArrowDown: [0, -0.15],
 };
@@ -17,7 +20,7 @@ export class Orbit {
     this.canvas = canvas;
     this.onTurning = onTurning;
     this.painter = painterFor(canvas);
-    this.meshes = [];
+    this.pointers = new Map(); // where each finger is, in CSS pixels
     [this.azimuth, this.elevation, this.zoom] = [0, 0, 1];
     this.#listen();
   }
@@ -29,7 +32,7 @@ export class Orbit {
   }
 
   show(meshes) {
-    this.meshes = meshes;
+    this.painter.setMeshes(meshes);
     this.draw();
   }
 
@@ -64,28 +67,48 @@ export class Orbit {
     const camera = { fx: focal, fy: focal, cx: width / 2, cy: height / 2 };
     const near = Math.max(0.02, distance - 2 * this.size);
     const projection = pinhole(camera, width, height, near, distance + 2 * this.size);
-    this.painter.draw(this.meshes, view, projection, 1);
+    this.painter.draw(view, projection, 1);
   }
 
   #listen() {
-    const { canvas } = this;
-    canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
-    canvas.addEventListener("pointermove", (event) => {
-      if (canvas.hasPointerCapture(event.pointerId)) {
-        this.#move(-0.01 * event.movementX, 0.01 * event.movementY);
-      }
+    const { canvas, pointers } = this;
+    const place = ({ clientX, clientY }) => [clientX, clientY];
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      pointers.set(event.pointerId, place(event));
     });
+    canvas.addEventListener("pointermove", (event) => {
+      if (pointers.has(event.pointerId)) this.#drag(event.pointerId, place(event));
+    });
+    for (const name of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
+    }
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       this.#scale(Math.exp(0.001 * event.deltaY));
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
       if (event.key in KEYS) this.#move(...KEYS[event.key]);
-      else if (event.key === "+") this.#scale(1 / 1.1);
+      else if (event.key === "+" || event.key === "=") this.#scale(1 / 1.1);
       else if (event.key === "-") this.#scale(1.1);
+      else if (event.key === "Home") this.look("front");
       else return;
       event.preventDefault();
     });
+  }
+
+  /** One finger turns; two turn together, and zoom by the distance between them. */
+  #drag(id, to) {
+    const { pointers } = this;
+    const spread = () => {
+      const [a, b] = [...pointers.values()];
+      return b ? Math.hypot(a[0] - b[0], a[1] - b[1]) : 0;
+    };
+    const [before, from] = [spread(), pointers.get(id)];
+    pointers.set(id, to);
+    const share = TURN_PER_PX / pointers.size;
+    this.#move(-share * (to[0] - from[0]), share * (to[1] - from[1]));
+    if (before && spread()) this.#scale(before / spread());
   }
 
   #move(azimuth, elevation) {

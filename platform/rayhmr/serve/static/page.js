@@ -1,65 +1,96 @@
 // The page: a photo goes to the service, the bodies come back over the photo and to turn around.
 
-import { between, CAMERA_VIEW, decoded, depthRange, normalsOf, pinhole } from "./geometry.js";
+import { askForKey, listenForKey } from "./access.js";
+import { Bodies } from "./bodies.js";
+import { Boxes } from "./boxes.js";
+import { clearFacts, css, showFacts, showModel, showPeople } from "./facts.js";
+import { briefJson, copy, curlLine, objText, save } from "./files.js";
+import { Gallery } from "./gallery.js";
+import { CAMERA_VIEW, depthRange, pinhole } from "./geometry.js";
+import { listenForPhotos } from "./intake.js";
+import { hideMessage, showMessage, showNotice } from "./messages.js";
 import { Orbit } from "./orbit.js";
 import { painterFor } from "./painter.js";
-import { fetchExample, fetchModel, predict, Refusal, useKey } from "./service.js";
+import { Refinement } from "./refinement.js";
+import { fetchFaces, fetchModels, hasKey, onWaiting, predict, Refusal } from "./service.js";
 
-const EXAMPLES = 12;
-const PLAY_MS = 2400;
-const SMALLEST_BOX_PX = 16;
+const KEYS_PAUSE_MS = 500;
+const MEDIA = {
+  glb: "model/gltf-binary", npz: "application/x-npz", json: "application/json", png: "image/png",
+};
+const NO_COLORS = [[0.55, 0.74, 0.94]]; // until the model says its own
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const $ = (id) => document.getElementById(id);
 
 const state = {
-  model: null, // what the service says about its model, and faces
+  models: [], // what the service says about its models
+  model: null, // the chosen one, with its faces
   file: null, // the photo
-  boxes: [], // [x1, y1, x2, y2] in pixels of the upright photo
   answer: null, // the service's JSON
-  people: [], // {color, visible, steps: [{vertices, cam_t}]}
-  step: 0, // position in the refinement; between whole steps it is a mixture
+  bodies: null, // Bodies of the answer
 };
 const overlay = painterFor($("overlay"));
 const orbit = new Orbit($("orbit"), (on) => $("turn").setAttribute("aria-pressed", on));
-let running = null;
-let playing = 0;
-let exampleNumber = Math.floor(Math.random() * EXAMPLES);
+const boxes = new Boxes($("boxes"), { colorOf: (number) => css(colorOf(number)), onChange: again });
+const refinement = new Refinement(
+  { slider: $("step"), button: $("play"), name: $("step-name"), ticks: $("ticks") }, drawAll);
+const gallery = new Gallery($("gallery"), $("gallery-list"), { attempt, onPick: open });
+let running = null; // the request under way
+let timer = 0;
+
+const colors = () => state.model?.person_colors ?? NO_COLORS;
+const colorOf = (number) => colors()[number % colors().length];
+const isPressed = (id) => $(id).getAttribute("aria-pressed") === "true";
 
 // --- talking to the service ---------------------------------------------------------------------
 
+/** Runs an action and shows its failure in words; whether it went well. */
 async function attempt(action) {
-  $("message").hidden = true;
+  hideMessage();
   try {
     await action();
+    return true;
   } catch (error) {
-    if (error.name === "AbortError") return;
-    if (error instanceof Refusal && error.status === 401) {
-      $("key-form").hidden = false;
-      $("key").focus();
-    }
-    $("message").textContent = error.message;
-    $("message").hidden = false;
+    if (error.name === "AbortError") return false;
+    if (error instanceof Refusal && error.status === 401) askForKey(error);
+    else showMessage(error);
     if (!(error instanceof Refusal)) throw error;
+    return false;
   }
 }
 
 async function ensureModel() {
   if (state.model) return;
-  const model = await fetchModel();
-  state.model = model;
-  overlay.setFaces(model.faces);
-  orbit.painter.setFaces(model.faces);
-  const error = model.metrics.pa_mpjpe_mm;
-  const measured = typeof error === "number" ? ` · PA-MPJPE ${error.toFixed(0)} mm` : "";
-  $("model").textContent =
-    `${model.name} ${model.version} · ${model.n_iter} steps · ${model.input_size} px${measured}`;
+  state.models = await fetchModels();
+  $("models").replaceChildren(...state.models.map(({ name, version }) => {
+    const option = document.createElement("option");
+    option.textContent = `${name} ${version}`;
+    return option;
+  }));
+  $("models").hidden = state.models.length < 2;
+  await choose(state.models[0]);
+}
+
+async function choose(model) {
+  const faces = await fetchFaces(model);
+  state.model = { ...model, faces };
+  overlay.setFaces(faces);
+  orbit.painter.setFaces(faces);
+  showModel(model, state.models.length > 1);
+}
+
+/** What the service is asked, besides the photo. */
+function options() {
+  const { name, version } = state.model;
+  const model = state.models.length > 1 ? `${name}@${version}` : undefined;
+  return { boxes: boxes.list, model };
 }
 
 async function open(file) {
   if (!file) return;
   clearResult();
-  state.boxes = [];
   state.file = file;
+  $("busy").hidden = false;
   const photo = $("photo");
   const earlier = photo.src;
   photo.src = URL.createObjectURL(file);
@@ -67,109 +98,83 @@ async function open(file) {
   const shown = await photo.decode().then(() => true, () => false);
   $("frame").hidden = !shown;
   $("hint").hidden = shown;
+  $("hint-title").textContent = "This browser cannot show the file";
+  $("hint-text").textContent = file.name;
+  $("mark").disabled = !shown;
+  boxes.clear();
   fitPhoto();
-  await recover();
+  await recover(!calm);
 }
 
 function clearResult() {
-  Object.assign(state, { answer: null, people: [] });
-  $("result").hidden = true;
-  $("orbit-hint").hidden = false;
+  Object.assign(state, { answer: null, bodies: null });
+  mark(false);
   orbit.turn(false);
-  drawAll();
+  refinement.clear();
   enable(false);
+  drawAll(0);
+  $("orbit-hint").hidden = false;
+  clearFacts();
 }
 
-function recover() {
+/** Asks for the people of the photo; played: their refinement is played at once. */
+function recover(played = false) {
+  clearTimeout(timer);
   running?.abort();
   running = new AbortController();
   const { signal } = running;
   $("busy").hidden = false;
   return attempt(async () => {
     await ensureModel();
-    const options = { boxes: state.boxes, include: "vertices,iterations", signal };
-    const answer = await predict(state.file, { ...options, accept: "application/json" });
-    if (!signal.aborted) showAnswer(answer);
+    const answer = await predict(state.file, {
+      ...options(), include: "vertices,iterations", accept: MEDIA.json, signal,
+    });
+    if (signal.aborted) return;
+    const { name, version } = answer.model;
+    if (name !== state.model.name || version !== state.model.version) {
+      state.model = null; // the service has exchanged it since
+      await ensureModel();
+    }
+    showAnswer(answer, played);
   }).finally(() => {
     if (!signal.aborted) $("busy").hidden = true;
   });
 }
 
+/** The boxes changed; soon: by a key, and more keys may follow. */
+function again(soon) {
+  clearTimeout(timer);
+  timer = setTimeout(recover, soon ? KEYS_PAUSE_MS : 0);
+}
+
 // --- showing an answer --------------------------------------------------------------------------
 
-function showAnswer(answer) {
-  const colors = state.model.person_colors;
+function showAnswer(answer, played) {
+  const isFirst = !state.answer;
   state.answer = answer;
-  state.people = answer.people.map((person, number) => ({
-    color: colors[number % colors.length],
-    visible: true,
-    box: person.box_xyxy,
-    steps: person.iterations.map(({ vertices, cam_t }) => ({ vertices: decoded(vertices), cam_t })),
-  }));
-  const last = Math.max(0, ...state.people.map(({ steps }) => steps.length - 1));
-  $("step").max = last;
-  $("orbit-hint").hidden = state.people.length > 0;
-  $("result").hidden = false;
-  enable(true);
+  state.bodies = new Bodies(answer.people, state.model.faces, state.model.person_colors);
+  const { bodies } = state;
+  const anybody = bodies.people.length > 0;
+  $("orbit-hint").hidden = anybody;
+  enable(anybody);
   showFacts(answer);
-  showPeople();
+  showPeople(bodies.people, () => drawAll(refinement.position));
+  $("curl").textContent = curlLine(state.file, { ...options(), hasKey: hasKey() });
+  $("answer").textContent = briefJson(answer);
   fitPhoto();
-  if (state.people.length) {
-    orbit.frame(turnable(last));
-    setStep(last);
-    if (!calm) orbit.turn(true);
-  }
-}
-
-function showFacts({ people, timing_ms: timing, image, warnings, camera }) {
-  const total = timing.decode + timing.queue + timing.model + timing.post;
-  const count = `${people.length} ${people.length === 1 ? "person" : "people"}`;
-  $("summary").textContent = `${count} in ${total.toFixed(0)} ms · ${image.width} × ${image.height}`
-    + ` px · focal length ${camera.fx.toFixed(0)} px (${camera.source})`;
-  $("warnings").replaceChildren(...warnings.map((text) => {
-    const item = document.createElement("li");
-    item.textContent = text;
-    return item;
-  }));
-  $("curl").textContent = curlLine();
-  const brief = (name, value) => (name === "data" ? `… ${value.length} characters` : value);
-  $("answer").textContent = JSON.stringify(state.answer, brief, 1)
-    .replace(/\[\s+([^[\]{}]*?)\s+\]/g, (_, inner) => `[${inner.replace(/\s+/g, " ")}]`);
-}
-
-function curlLine() {
-  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const parts = ["curl -s", `-F ${quoted(`image=@${state.file.name || "photo.jpg"}`)}`];
-  if (state.boxes.length) parts.push(`-F ${quoted(`boxes=${JSON.stringify(state.boxes)}`)}`);
-  if ($("key").value) parts.push('-H "Authorization: Bearer $RAYHMR_API_KEY"');
-  return [...parts, new URL("v1/predict", location.href).href].join(" ");
-}
-
-function showPeople() {
-  const chips = state.people.map((person, number) => {
-    const chip = document.createElement("button");
-    const swatch = document.createElement("span");
-    swatch.className = "swatch";
-    swatch.style.background = css(person.color);
-    chip.append(swatch, `Person ${number + 1}`);
-    chip.setAttribute("aria-pressed", "true");
-    chip.title = "Show or hide";
-    chip.addEventListener("click", () => {
-      person.visible = !person.visible;
-      chip.setAttribute("aria-pressed", person.visible);
-      drawAll();
-    });
-    return chip;
-  });
-  $("people").replaceChildren(...(chips.length > 1 ? chips : []));
+  if (!anybody) return;
+  orbit.frame(bodies.at(bodies.last));
+  refinement.reset(bodies.last, (position) => bodies.distance(position));
+  if (played) refinement.playFromStart();
+  if (isFirst && !calm) orbit.turn(true);
 }
 
 function enable(on) {
-  for (const id of ["mark", "opacity", "show", "turn"]) $(id).disabled = !on;
-  for (const button of $("views").querySelectorAll("button")) button.disabled = !on;
+  for (const id of ["opacity", "show", "turn"]) $(id).disabled = !on;
+  for (const button of document.querySelectorAll("#views button, #downloads button")) {
+    button.disabled = !on;
+  }
 }
-
-const css = (color) => `rgb(${color.map((value) => Math.round(255 * value))})`;
 
 /** Pixels of the upright photo. */
 function photoSize() {
@@ -185,201 +190,99 @@ function fitPhoto() {
   const scale = Math.min(stage.clientWidth / width, stage.clientHeight / height);
   $("photo").style.width = `${Math.round(width * scale)}px`;
   $("photo").style.height = `${Math.round(height * scale)}px`;
-  $("boxes").setAttribute("viewBox", `0 0 ${width} ${height}`);
-  drawBoxes();
-  drawAll();
+  boxes.resize(width, height);
+  drawOverlay();
 }
 
-// --- drawing ------------------------------------------------------------------------------------
-
-/** Vertices of everybody visible at a position of the refinement; `where` moves each of them. */
-function meshesAt(position, where) {
-  return state.people.filter(({ visible }) => visible).map(({ steps, color }) => {
-    const lower = Math.min(Math.floor(position), steps.length - 1);
-    const upper = Math.min(lower + 1, steps.length - 1);
-    const vertices = between(
-      where(steps, lower), where(steps, upper), Math.min(1, position - lower));
-    return { vertices, normals: normalsOf(vertices, state.model.faces), color };
-  });
-}
-
-const seen = (position) => meshesAt(position, (steps, k) => steps[k].vertices);
-
-/** Every step where the last one stands, so that the eye need not follow. */
-const turnable = (position) => meshesAt(position, (steps, k) => {
-  const shift = steps.at(-1).cam_t.map((value, axis) => value - steps[k].cam_t[axis]);
-  return steps[k].vertices.map((value, i) => value + shift[i % 3]);
-});
-
-function drawAll() {
-  orbit.show(turnable(state.step));
+function drawAll(position) {
+  const meshes = state.bodies?.at(position) ?? [];
+  orbit.show(meshes);
+  overlay.setMeshes(meshes.map((mesh) => ({ ...mesh, offset: [0, 0, 0] })));
   drawOverlay();
 }
 
 function drawOverlay() {
-  const on = $("show").getAttribute("aria-pressed") === "true";
-  const meshes = on ? seen(state.step) : [];
-  const image = photoSize();
+  const { meshes } = overlay;
+  const { width, height } = photoSize();
+  if (!width) return;
   const camera = state.answer?.camera ?? { fx: 1, fy: 1, cx: 0, cy: 0 };
   const [near, far] = meshes.length ? depthRange(meshes) : [1, 2];
-  const projection = pinhole(camera, image.width, image.height, near, far);
-  overlay.draw(meshes, CAMERA_VIEW, projection, Number($("opacity").value));
-}
-
-function drawBoxes(more = []) {
-  const drawn = [...state.boxes, ...more].map(([x1, y1, x2, y2], number) => {
-    const box = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const place = { x: x1, y: y1, width: x2 - x1, height: y2 - y1 };
-    for (const [name, value] of Object.entries(place)) box.setAttribute(name, value);
-    const colors = state.model.person_colors;
-    box.style.stroke = css(colors[number % colors.length]);
-    return box;
-  });
-  $("boxes").replaceChildren(...drawn);
-}
-
-// --- the refinement -----------------------------------------------------------------------------
-
-function setStep(position) {
-  state.step = position;
-  $("step").value = position;
-  const whole = Math.round(position);
-  $("step-name").textContent = whole === 0 ? "start" : `step ${whole} of ${$("step").max}`;
-  drawAll();
-}
-
-function play() {
-  const last = Number($("step").max);
-  cancelAnimationFrame(playing);
-  const start = performance.now();
-  const frame = (now) => {
-    const share = Math.min(1, (now - start) / PLAY_MS);
-    setStep(share * last);
-    if (share < 1) playing = requestAnimationFrame(frame);
-  };
-  playing = requestAnimationFrame(frame);
-}
-
-// --- boxes drawn by hand ------------------------------------------------------------------------
-
-function pixelOf(event) {
-  const { left, top, width, height } = $("frame").getBoundingClientRect();
-  const image = photoSize();
-  const x = (event.clientX - left) / width * image.width;
-  const y = (event.clientY - top) / height * image.height;
-  return [Math.max(0, Math.min(image.width, x)), Math.max(0, Math.min(image.height, y))];
-}
-
-function listenForBoxes() {
-  const frame = $("frame");
-  let from = null;
-  const boxTo = (event) => {
-    const [x, y] = pixelOf(event);
-    const sides = [Math.min(x, from[0]), Math.min(y, from[1]), Math.max(x, from[0]),
-      Math.max(y, from[1])];
-    return sides.map((value) => Math.round(value));
-  };
-  $("mark").addEventListener("click", () => {
-    const on = frame.classList.toggle("marking");
-    $("mark").setAttribute("aria-pressed", on);
-    $("mark").textContent = on ? "Whole photo" : "Mark people";
-    if (on || !state.boxes.length) return;
-    state.boxes = [];
-    recover();
-  });
-  frame.addEventListener("pointerdown", (event) => {
-    if (!frame.classList.contains("marking")) return;
-    event.preventDefault();
-    frame.setPointerCapture(event.pointerId);
-    from = pixelOf(event);
-  });
-  frame.addEventListener("pointermove", (event) => {
-    if (from) drawBoxes([boxTo(event)]);
-  });
-  frame.addEventListener("pointerup", (event) => {
-    if (!from) return;
-    const box = boxTo(event);
-    from = null;
-    const isBox = Math.min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_BOX_PX;
-    if (isBox) state.boxes = [...state.boxes, box];
-    drawBoxes();
-    if (isBox) recover();
-  });
+  const opacity = isPressed("show") ? Number($("opacity").value) : 0;
+  overlay.draw(CAMERA_VIEW, pinhole(camera, width, height, near, far), opacity);
 }
 
 // --- what people do -----------------------------------------------------------------------------
 
-function listenForPhotos() {
-  const stage = $("drop");
-  $("choose").addEventListener("click", () => $("file").click());
-  $("file").addEventListener("change", () => open($("file").files[0]));
-  $("example").addEventListener("click", () => attempt(async () => {
-    const file = await fetchExample(exampleNumber);
-    exampleNumber = (exampleNumber + 1) % EXAMPLES;
-    await open(file);
-  }));
-  for (const name of ["dragenter", "dragover"]) {
-    document.addEventListener(name, (event) => {
-      event.preventDefault();
-      stage.classList.add("over");
-    });
-  }
-  document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) stage.classList.remove("over");
+function mark(on) {
+  $("mark").setAttribute("aria-pressed", on);
+  $("mark").textContent = on ? "Done" : "Mark people";
+  $("frame").classList.toggle("marking", on);
+  $("box-tools").hidden = !on;
+  $("overlay-tools").hidden = on;
+  boxes.edit(on);
+}
+
+function listenForBoxes() {
+  $("mark").addEventListener("click", () => mark(!isPressed("mark")));
+  $("photo-card").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !isPressed("mark")) return;
+    mark(false);
+    $("mark").focus();
   });
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    stage.classList.remove("over");
-    open(event.dataTransfer.files[0]);
+  $("add-box").addEventListener("click", () => boxes.add());
+  $("remove-box").addEventListener("click", () => boxes.remove());
+  $("whole").addEventListener("click", () => {
+    mark(false);
+    boxes.clear();
+    recover();
   });
-  document.addEventListener("paste", (event) => open(event.clipboardData.files[0]));
 }
 
 function listenForControls() {
+  $("examples").addEventListener("click", () => gallery.open());
   $("opacity").addEventListener("input", drawOverlay);
   $("show").addEventListener("click", () => {
-    const on = $("show").getAttribute("aria-pressed") !== "true";
-    $("show").setAttribute("aria-pressed", on);
+    $("show").setAttribute("aria-pressed", !isPressed("show"));
     drawOverlay();
   });
-  $("step").addEventListener("input", () => {
-    cancelAnimationFrame(playing);
-    setStep(Number($("step").value));
-  });
-  $("play").addEventListener("click", play);
-  $("turn").addEventListener("click", () => {
-    orbit.turn($("turn").getAttribute("aria-pressed") !== "true");
-  });
+  $("turn").addEventListener("click", () => orbit.turn(!isPressed("turn")));
   for (const button of document.querySelectorAll("[data-view]")) {
     button.addEventListener("click", () => orbit.look(button.dataset.view));
   }
-  $("copy").addEventListener("click", () => navigator.clipboard.writeText($("curl").textContent));
-  for (const button of document.querySelectorAll("[data-accept]")) {
-    button.addEventListener("click", () => attempt(() => download(button.dataset)));
+  $("models").addEventListener("change", () => attempt(async () => {
+    clearResult(); // its meshes may be of another body
+    await choose(state.models[$("models").selectedIndex]);
+    if (state.file) await recover();
+  }));
+  $("copy").addEventListener("click", () => copy($("curl"), $("copy")));
+  for (const button of document.querySelectorAll("[data-suffix]")) {
+    button.addEventListener("click", () => attempt(() => download(button.dataset.suffix)));
   }
-  $("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    useKey($("key").value.trim());
-    $("key-form").hidden = true;
-    attempt(ensureModel).then(() => state.file && state.model && recover());
-  });
+  for (const button of document.querySelectorAll("dialog .close")) {
+    button.addEventListener("click", () => button.closest("dialog").close());
+  }
 }
 
-async function download({ accept, suffix }) {
-  const options = { boxes: state.boxes, include: "vertices", accept };
-  const content = await predict(state.file, options);
-  const blob = content instanceof Blob ? content : new Blob([JSON.stringify(content)]);
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = `${(state.file.name || "photo").replace(/\.[^.]*$/, "")}-body.${suffix}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+async function download(suffix) {
+  const name = `${(state.file.name || "photo").replace(/\.[^.]*$/, "")}-body.${suffix}`;
+  if (suffix === "obj") {
+    const meshes = state.bodies.people.map(({ steps }) => steps.at(-1).vertices);
+    save(new Blob([objText(meshes, state.model.faces)]), name);
+    return;
+  }
+  const content = await predict(
+    state.file, { ...options(), include: "vertices", accept: MEDIA[suffix] });
+  save(content instanceof Blob ? content : new Blob([JSON.stringify(content)]), name);
 }
 
-listenForPhotos();
+onWaiting(showNotice);
+listenForPhotos(open);
 listenForBoxes();
 listenForControls();
-if (calm) $("turn").setAttribute("aria-pressed", "false");
+listenForKey(attempt, async () => {
+  if (await attempt(ensureModel) && state.file) recover(!calm);
+});
+refinement.clear();
 new ResizeObserver(() => {
   fitPhoto();
   orbit.draw();

@@ -64,8 +64,6 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:100])
     with pytest.raises(DataError, match=r"cut\.npz: .* cannot be read"):
         npz_units(str(tmp_path / "cut.npz"), "train", 10)
-    with pytest.raises(DataError, match="which needs a local path"):
-        npz_units(f"mock://{tmp_path}/other.npz", "train", 10)
 
 
 def test_units_cover_every_file_of_a_folder_once_in_order(tmp_path):
