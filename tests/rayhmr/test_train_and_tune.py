@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from hmr.checkpoint import load_bundle, verify_bundle
 from hmr.errors import ConfigError
+from rayhmr import ray_context, telemetry
 from rayhmr import train as train_module
 from rayhmr import tune as tune_module
 from rayhmr.config import (
@@ -37,6 +38,7 @@ from rayhmr.data.prepare import prepare
 from rayhmr.data.schema import read_info
 from rayhmr.evaluate import evaluate
 from rayhmr.registry import Registry
+from rayhmr.stopping import StopFlag
 from rayhmr.storage import Folder
 from rayhmr.study import Ledger
 from rayhmr.study_trial import trained_epochs
@@ -397,23 +399,40 @@ def kill_search_when(job, log, is_time):
                 os.kill(pid, signal.SIGKILL)
 
 
+def stops_at_its_worker(patch, show):
+    """A `show` that sends this process SIGTERM when it hears of a worker, which is held until it
+    will know of the wish at once: a trial of a second would else be over before that."""
+    held = []
+    want = StopFlag.want
+
+    def stop_early(told):
+        show(told)
+        if told["kind"] == "worker" and not held:
+            held.append(told["pid"])
+            os.kill(held[0], signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def want_then_let_go(flag):
+        try:
+            want(flag)
+            assert flag.is_wanted()
+            time.sleep(ray_context.POLL_S)  # its next look is due then
+        finally:
+            os.kill(held[0], signal.SIGCONT)
+
+    patch.setattr(telemetry, "POLL_S", 0.05)
+    patch.setattr(StopFlag, "want", want_then_let_go)
+    return stop_early
+
+
 @pytest.mark.ray
 def test_a_search_that_is_stopped_then_killed_ends_like_one_that_was_not(
     searched, shards, tmp_path, monkeypatch
 ):
     """SIGTERM in the first trial, SIGKILL of the driver and its whole cluster in a later one."""
     job = study(shards, tmp_path, register_as=None)
-    seen = threading.Event()
-    show = tune_module.show
-
-    def stop_early(told):
-        show(told)
-        if told["kind"] == "step" and not seen.is_set():
-            seen.set()
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(tune_module, "show", stop_early)
+        patch.setattr(tune_module, "show", stops_at_its_worker(patch, tune_module.show))
         with pytest.raises(SystemExit) as stopped:
             tune(job)
     assert stopped.value.code == 143
