@@ -28,8 +28,9 @@ class StorageError(HmrError, OSError):
 
 
 _CAUSES = (
-    ("NO_SUCH_BUCKET|NoSuchBucket|Bucket '", "there is no such bucket; create it, or correct the "
-     "address"),
+    # Arrow tries to create a bucket of gs:// that is not there, and knows no project to do so in.
+    ("NO_SUCH_BUCKET|NoSuchBucket|Bucket '|missing project id", "there is no such bucket; create "
+     "it, or correct the address"),
     ("INVALID_ACCESS_KEY|InvalidAccessKey|INVALID_CLIENT_TOKEN|InvalidClientToken|UNAUTHENTICATED"
      "|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|response code: 401",
      "the store does not know these credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
@@ -50,18 +51,18 @@ def explained(location: str, doing: str = "to read here") -> Iterator[None]:
         yield
     except (FileNotFoundError, HmrError):
         raise
-    except OSError as error:
-        text = str(error)
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+    except (OSError, pa.ArrowInvalid) as error:
+        text, number = str(error), getattr(error, "errno", None)
+        if isinstance(error, PermissionError) or number == errno.EROFS:
             cure = "the file system does not allow {doing}; change that, or give another folder"
         elif found := [cure for marks, cure in _CAUSES if re.search(marks, text)]:
             cure = found[0]
-        elif "://" in location:
+        elif "://" in location and isinstance(error, OSError):
             cure = "the store refused {doing}; check the address and the store"
         else:
             raise
         clear = StorageError(f"{location}: {cure.format(doing=doing)} ({text[:300]})")
-        clear.errno = error.errno
+        clear.errno = number
         raise clear from error
 
 

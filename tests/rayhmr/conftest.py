@@ -1,10 +1,12 @@
-"""A Ray cluster for the tests that need one, shared by all of them."""
+"""A Ray cluster for the tests that need one, shared by all of them; shards for the others."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -17,8 +19,21 @@ os.environ |= {
 }  # fmt: skip
 
 from rayhmr.cluster import ClusterInfo, connect
-from rayhmr.config import ClusterConfig
+from rayhmr.config import ClusterConfig, PrepareJob, SyntheticConfig
+from rayhmr.data.parts import WritePart, parts_of
+from rayhmr.data.prepare import _finish, _settings
+from rayhmr.data.sources.synthetic import SyntheticSource
 from rayhmr.registry import Registry
+from rayhmr.storage import Folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests that are not marked start no Ray: it takes tens of seconds and both cores."""
+    if any(item.iter_markers("ray")) or any(item.iter_markers("chaos")):
+        return (yield)
+    with patch("ray.init", side_effect=AssertionError("mark this test with `ray`")):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +51,21 @@ def model_reference(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     registry = Registry(str(folder))
     registry.set_alias("tiny", "best", registry.register("tiny", bundle))
     return f"{folder}/tiny@best"
+
+
+@pytest.fixture(scope="session")
+def write_shards() -> Callable[..., str]:
+    """What `prepare` writes of synthetic people, without its cluster; returns the folder."""
+
+    def write(folder: Path, *, rows_per_file: int, **people: Any) -> str:
+        job = PrepareJob(
+            output=str(folder), rows_per_file=rows_per_file, synthetic=SyntheticConfig(**people)
+        )
+        source, place = SyntheticSource(job.synthetic, "embedded"), Folder(job.output)
+        writer = WritePart(source, job.output, job.jpeg_quality)
+        parts = parts_of(source.units(rows_per_file), rows_per_file)
+        notes = [writer.write(part, place) for part in parts]
+        _finish(job, place, _settings(job), notes)
+        return job.output
+
+    return write

@@ -15,27 +15,16 @@ from hmr.body import Body
 from hmr.checkpoint import load_bundle
 from hmr.errors import DataError
 from hmr.structures import Parameters, Prediction
-from rayhmr.config import EvaluateJob, PrepareJob, SyntheticConfig
+from rayhmr.config import EvaluateJob
 from rayhmr.data.batches import read_batches
-from rayhmr.data.parts import WritePart, parts_of
-from rayhmr.data.prepare import _finish, _settings
 from rayhmr.data.schema import read_info
-from rayhmr.data.sources.synthetic import SyntheticSource
 from rayhmr.evaluate import baseline_means, evaluate, evaluate_samples, mean_pose, summary
-from rayhmr.storage import Folder
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """What `prepare` writes, without its cluster."""
+def shards(write_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shards"
-    people = SyntheticConfig(image_size=32, train=30, val=12, test=24)
-    job = PrepareJob(output=str(folder), rows_per_file=16, synthetic=people)
-    source = SyntheticSource(people, "embedded")
-    writer = WritePart(source, str(folder), job.jpeg_quality)
-    notes = [writer.write(p, Folder(str(folder))) for p in parts_of(source.units(16), 16)]
-    _finish(job, Folder(str(folder)), _settings(job), notes)
-    return str(folder)
+    return write_shards(folder, rows_per_file=16, image_size=32, train=30, val=12, test=24)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from hmr.body_arrays import body_from_path
 from hmr.crops import decode_image, encode_jpeg
 from hmr.errors import ConfigError, ImageError
 from hmr.synthetic import Generator
-from rayhmr.config import PredictJob, PrepareJob, SyntheticConfig
-from rayhmr.data.prepare import prepare
+from rayhmr.config import PredictJob
 from rayhmr.inputs import open_pictures
 from rayhmr.pictures import natural_key, pattern_of, table_of
 from rayhmr.predict import checked
@@ -151,10 +150,10 @@ def test_names_that_come_twice_or_point_elsewhere_are_refused():
     ]  # fmt: skip
 
 
-def test_shards_are_pictures_of_their_people(tmp_path):
-    people = SyntheticConfig(image_size=32, train=12, val=5, test=3, seed=3)
-    prepare(PrepareJob(output=str(tmp_path / "shards"), rows_per_file=5, synthetic=people))
-    source = open_input(input=str(tmp_path / "shards"), split="train")
+def test_shards_are_pictures_of_their_people(write_shards, tmp_path):
+    people = {"image_size": 32, "train": 12, "val": 5, "test": 3, "seed": 3}
+    shards = write_shards(tmp_path / "shards", rows_per_file=5, **people)
+    source = open_input(input=shards, split="train")
     rows = rows_of(source)
     assert len(rows) == 12
     assert len({row["path"] for row in rows}) == 12
@@ -162,7 +161,7 @@ def test_shards_are_pictures_of_their_people(tmp_path):
     pictures = [decode_image(content) for content in source.reader().contents(some)]
     assert [picture.shape for picture in pictures] == [(32, 32, 3)] * 3
     assert not np.array_equal(pictures[0], pictures[1])
-    assert len(rows_of(open_input(input=str(tmp_path / "shards")))) == 20
+    assert len(rows_of(open_input(input=shards))) == 20
 
 
 FRAMES, KEY = 23, 5

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import numpy as np
@@ -292,6 +293,38 @@ def test_a_bucket_that_is_not_there(store, new_bundle):
         Registry(missing).register("hmr", new_bundle)
     with pytest.raises(StorageError, match=said):
         prepare(PrepareJob(output=missing))
+
+
+class NotFound(BaseHTTPRequestHandler):
+    """What Google's store says of a bucket that is not there, whatever is asked of it."""
+
+    def do_GET(self):  # noqa: N802
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        said = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
+        self.send_response(404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    do_POST = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, *words):
+        pass
+
+
+def test_a_bucket_of_google_that_is_not_there():
+    with ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http"
+        missing = f"gs://anonymous@nowhere/data?{address}&retry_limit_seconds=5"
+        said = r"nowhere/data.*: there is no such bucket; create it, or correct the address"
+        for ask in (lambda: Folder(missing).write("a", b"1"), Folder(missing).names,
+                    lambda: read_info(missing)):  # fmt: skip
+            with pytest.raises(StorageError, match=said):
+                ask()
+        assert not Folder(missing).exists("a")
+        server.shutdown()
 
 
 def test_wrong_credentials(strict, acting_as):

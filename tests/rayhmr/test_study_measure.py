@@ -10,8 +10,6 @@ import torch
 from hmr.body import Body
 from hmr.config import ModelConfig
 from hmr.model import build_model
-from rayhmr.config import PrepareJob, SyntheticConfig
-from rayhmr.data.prepare import prepare
 from rayhmr.data.schema import read_info
 from rayhmr.iterations_table import iterations_table
 from rayhmr.study_measure import held_out_split, people_errors
@@ -20,11 +18,9 @@ from rayhmr.study_statistics import mean_interval
 
 
 @pytest.fixture(scope="module")
-def info(tmp_path_factory):
+def info(write_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("people") / "shards"
-    people = SyntheticConfig(image_size=32, train=8, val=8, test=12)
-    prepare(PrepareJob(output=str(folder), rows_per_file=8, synthetic=people))
-    return read_info(str(folder))
+    return read_info(write_shards(folder, rows_per_file=8, image_size=32, train=8, val=8, test=12))
 
 
 def test_the_beginning_of_a_long_refinement_is_a_short_one(info):
