@@ -298,7 +298,7 @@ def test_a_bucket_that_is_not_there(store, new_bundle):
 class NotFound(BaseHTTPRequestHandler):
     """What Google's store says of a bucket that is not there, whatever is asked of it."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         said = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
         self.send_response(404)
