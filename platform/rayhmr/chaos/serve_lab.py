@@ -165,10 +165,12 @@ def serve_lab(folder: Path, load_s: float) -> Iterator[ServeLab]:
     registry, versions = _filled(folder)
     pictures = make_pictures(folder / "pictures")
     application = f"chaos{os.getpid()}"
+    # Two versions side by side, and the process that listens, fit into any cluster of three CPUs: a
+    # connection that exists already is used.
     job = ServeJob(
         model=f"{registry.uri}/{NAME}@{ALIAS}", port=0, num_replicas=2, max_batch_size=BATCH,
-        max_queued_requests=QUEUE, follow_every_s=0.5,
-        cluster=ClusterConfig(address="local", num_cpus=6, object_store_mb=200),
+        max_queued_requests=QUEUE, follow_every_s=0.5, num_cpus=0.5,
+        cluster=ClusterConfig(address="local", num_cpus=3, object_store_mb=200),
     )  # fmt: skip
     with running_service(job, application) as url, load_generator(folder / "pictures") as load:
         yield ServeLab(url, application, registry, versions, pictures, load, load_s)
