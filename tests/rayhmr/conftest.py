@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,31 @@ def write_shards() -> Callable[..., str]:
         return job.output
 
     return write
+
+
+@pytest.fixture
+def open_offline() -> Iterator[Callable[[Path], Any]]:
+    """Opens a file in a browser without a network, on a narrow screen. In the end nothing else has
+    been asked for, and nothing was complained of."""
+    from playwright.sync_api import sync_playwright
+
+    said, asked, opened = list[str](), list[str](), list[str]()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+
+        def open_file(path: Path) -> Any:
+            context = browser.new_context(offline=True, viewport={"width": 400, "height": 800})
+            window = context.new_page()
+            window.on("pageerror", lambda error: said.append(str(error)))
+            window.on("console", lambda message: said.append(message.text))
+            window.on("request", lambda request: asked.append(request.url))
+            opened.append(path.as_uri())
+            window.goto(opened[-1])
+            return window
+
+        yield open_file
+        browser.close()
+    assert not said
+    assert [address for address in asked if not address.startswith("data:")] == opened

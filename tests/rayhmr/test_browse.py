@@ -277,60 +277,46 @@ def test_what_cannot_be_browsed_is_told_with_its_cure(clean, planted, bundle, tm
 
 
 @pytest.mark.browser
-def test_a_browser_without_network_opens_it_and_every_filter_works(page):
-    from playwright.sync_api import expect, sync_playwright
+def test_a_browser_without_network_opens_it_and_every_filter_works(page, open_offline):
+    from playwright.sync_api import expect
 
-    path, _, _ = page
-    errors, asked = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        context = browser.new_context(offline=True, viewport={"width": 400, "height": 800})
-        window = context.new_page()
-        window.on("pageerror", lambda error: errors.append(str(error)))
-        window.on("console", lambda message: errors.append(message.text))
-        window.on("request", lambda request: asked.append(request.url))
-        window.goto(path.as_uri())
-        seen = window.locator("#cards > li:visible")
-        every = seen.count()
-        assert every >= 30
-        window.select_option("[name=split]", "val")
-        expect(window.locator("#count")).to_contain_text(f" of {every} pictures")
-        assert set(seen.evaluate_all("all => all.map(i => i.dataset.split)")) == {"val"}
-        window.select_option("[name=source]", "other")
-        expect(seen).to_have_count(1)
-        window.click("#clear")
-        expect(seen).to_have_count(every)
-        window.select_option("[name=sort]", "error")
-        shown = seen.evaluate_all("all => all.map(i => Number(i.dataset.error || -1))")
-        assert shown == sorted(shown, reverse=True)
-        window.locator("[name=error]").fill(str(int(shown[0])))
-        assert 1 <= seen.count() < 16
-        window.click("#clear")
-        window.fill("[name=words]", "test/0000003")
-        expect(seen).to_have_count(1)
-        window.click("#clear")
-        window.click("text=1 pictures are in several splits")
-        expect(seen).to_have_count(2)
-        window.locator("a.bin[data-tag^=heading]").first.focus()
-        window.keyboard.press("ArrowRight")
-        window.keyboard.press("Enter")
-        assert 1 <= seen.count() < every
-        window.select_option("[name=layer]", "joints")
-        assert "joints" in seen.first.locator("img.shown").get_attribute("class")
-        window.click("#clear")
-        seen.first.locator(".card").press("Enter")
-        name = window.locator("#name").inner_text()
-        window.keyboard.press("ArrowRight")
-        assert window.locator("#name").inner_text() != name
-        window.keyboard.press("Escape")
-        expect(window.locator("#large")).not_to_be_visible()
-        window.select_option("#reason", "decode_failed")
-        expect(window.locator("#rejections tbody tr:visible")).to_have_count(2)
-        widths = "[document.documentElement.scrollWidth, window.innerWidth]"
-        whole, inner = window.evaluate(widths)
-        assert whole <= inner
-        browser.close()
-    assert not errors
-    assert [address for address in asked if not address.startswith("data:")] == [path.as_uri()]
+    window = open_offline(page[0])
+    seen = window.locator("#cards > li:visible")
+    every = seen.count()
+    assert every >= 30
+    window.select_option("[name=split]", "val")
+    expect(window.locator("#count")).to_contain_text(f" of {every} pictures")
+    assert set(seen.evaluate_all("all => all.map(i => i.dataset.split)")) == {"val"}
+    window.select_option("[name=source]", "other")
+    expect(seen).to_have_count(1)
+    window.click("#clear")
+    expect(seen).to_have_count(every)
+    window.select_option("[name=sort]", "error")
+    shown = seen.evaluate_all("all => all.map(i => Number(i.dataset.error || -1))")
+    assert shown == sorted(shown, reverse=True)
+    window.locator("[name=error]").fill(str(int(shown[0])))
+    assert 1 <= seen.count() < 16
+    window.click("#clear")
+    window.fill("[name=words]", "test/0000003")
+    expect(seen).to_have_count(1)
+    window.click("#clear")
+    window.click("text=1 pictures are in several splits")
+    expect(seen).to_have_count(2)
+    window.locator("a.bin[data-tag^=heading]").first.focus()
+    window.keyboard.press("ArrowRight")
+    window.keyboard.press("Enter")
+    assert 1 <= seen.count() < every
+    window.select_option("[name=layer]", "joints")
+    assert "joints" in seen.first.locator("img.shown").get_attribute("class")
+    window.click("#clear")
+    seen.first.locator(".card").press("Enter")
+    name = window.locator("#name").inner_text()
+    window.keyboard.press("ArrowRight")
+    assert window.locator("#name").inner_text() != name
+    window.keyboard.press("Escape")
+    expect(window.locator("#large")).not_to_be_visible()
+    window.select_option("#reason", "decode_failed")
+    expect(window.locator("#rejections tbody tr:visible")).to_have_count(2)
+    widths = "[document.documentElement.scrollWidth, window.innerWidth]"
+    whole, inner = window.evaluate(widths)
+    assert whole <= inner

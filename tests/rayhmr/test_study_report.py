@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import io
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -432,31 +431,15 @@ SORTED = """name => {
 
 
 @pytest.mark.browser
-def test_a_browser_without_network_opens_it_and_sorts_its_table(tmp_path):
-    from playwright.sync_api import sync_playwright
-
+def test_a_browser_without_network_opens_it_and_sorts_its_table(tmp_path, open_offline):
     written(tmp_path, RECORDS)
-    path = tmp_path / "study" / "report.html"
-    said, asked = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        context = browser.new_context(offline=True, viewport={"width": 400, "height": 900})
-        page = context.new_page()
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        assert page.title() == "Study s"
-        by_error = ["t0005", "t0002", "t0003", "t0000", "t0001", "t0004"]
-        assert page.evaluate(SORTED, "pa_mpjpe_mm") == by_error
-        assert page.evaluate(SORTED, "pa_mpjpe_mm") == by_error[::-1]
-        assert page.evaluate(SORTED, "trial") == [r.trial for r in RECORDS]
-        whole, inner = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert whole <= inner, "only tables scroll sideways, not the page"
-        sizes = "[...document.querySelectorAll('svg')].map(s => s.clientWidth)"
-        assert min(page.evaluate(sizes)) > 300
-        browser.close()
-    assert asked == [path.as_uri()]
-    assert not said
+    page = open_offline(tmp_path / "study" / "report.html")
+    assert page.title() == "Study s"
+    by_error = ["t0005", "t0002", "t0003", "t0000", "t0001", "t0004"]
+    assert page.evaluate(SORTED, "pa_mpjpe_mm") == by_error
+    assert page.evaluate(SORTED, "pa_mpjpe_mm") == by_error[::-1]
+    assert page.evaluate(SORTED, "trial") == [r.trial for r in RECORDS]
+    whole, inner = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert whole <= inner, "only tables scroll sideways, not the page"
+    sizes = "[...document.querySelectorAll('svg')].map(s => s.clientWidth)"
+    assert min(page.evaluate(sizes)) > 300

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rayhmr.data.person import LabelledPerson
+from rayhmr.data.schema import DatasetInfo, encode_shard
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +41,25 @@ def make_person() -> Callable[..., LabelledPerson]:
         return LabelledPerson(**(values | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_numbered() -> Callable[..., DatasetInfo]:
+    """Shards of people that are numbered through all files, the last one to validate."""
+
+    def write(
+        folder: Path, files: Sequence[tuple[str, int]], person: Callable[[int], LabelledPerson],
+        image_size: int,
+    ) -> DatasetInfo:  # fmt: skip
+        number = 0
+        for name, count in files:
+            people = [person(n).row(90) for n in range(number, number + count)]
+            (folder / name).write_bytes(encode_shard(people))
+            number += count
+        notes = [{"name": name, "rows": rows} for name, rows in files]
+        return DatasetInfo(
+            location=str(folder), fingerprint="f", source="made", image_size=image_size,
+            files={"train": notes[:-1], "val": notes[-1:]}, statistics={}, rejected={}, body={},
+        )  # fmt: skip
+
+    return write

@@ -17,7 +17,7 @@ from rayhmr.data import cache
 from rayhmr.data.cache import CachedSplit, Encoding, cache_key, open_cached
 from rayhmr.data.cache_store import CacheStore
 from rayhmr.data.reading import fetch_here
-from rayhmr.data.schema import DatasetInfo, encode_shard
+from rayhmr.data.schema import encode_shard
 from rayhmr.data.stream import ShardStream, split_files
 
 FILES = (("a", 300), ("b", 40), ("c", 83))
@@ -30,28 +30,17 @@ MEANS = Encoding(
 
 
 @pytest.fixture(scope="module")
-def info(make_person, tmp_path_factory):
+def info(write_numbered, make_person, tmp_path_factory):
     """423 training people and 40 to validate."""
-    folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
-    number = 0
-    for name, count in (*FILES, ("val", 40)):
-        people = []
-        for n in range(number, number + count):
-            pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            image = np.kron(pixels, np.ones((9, 9, 1), np.uint8))
-            labels = {} if n % 5 else {"pose": None, "betas": None}
-            people.append(make_person(n, image=image, **labels).row(90))
-        (folder / name).write_bytes(encode_shard(people))
-        number += count
-    return DatasetInfo(
-        location=str(folder), fingerprint="f", source="made", image_size=36,
-        files={
-            "train": [{"name": name, "rows": rows} for name, rows in FILES],
-            "val": [{"name": "val", "rows": 40}],
-        },
-        statistics={}, rejected={}, body={},
-    )  # fmt: skip
+
+    def person(number):
+        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        labels = {} if number % 5 else {"pose": None, "betas": None}
+        return make_person(number, image=np.kron(pixels, np.ones((9, 9, 1), np.uint8)), **labels)
+
+    folder = tmp_path_factory.mktemp("shards")
+    return write_numbered(folder, (*FILES, ("val", 40)), person, image_size=36)
 
 
 @pytest.fixture

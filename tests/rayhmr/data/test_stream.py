@@ -12,7 +12,6 @@ import torch
 from rayhmr.config import DataConfig
 from rayhmr.data.order import Chunk, Window
 from rayhmr.data.reading import fetch_here, fetch_with_ray, read_window, whole_windows
-from rayhmr.data.schema import DatasetInfo, encode_shard
 from rayhmr.data.stream import ShardStream, split_files
 from rayhmr.storage import Folder
 
@@ -22,25 +21,14 @@ ROWS = sum(rows for _, rows in FILES)
 
 
 @pytest.fixture(scope="module")
-def info(make_person, tmp_path_factory):
+def info(write_numbered, make_person, tmp_path_factory):
     """423 training people and 40 to validate; the first number of betas is the person's own."""
+
+    def person(number):
+        return make_person(number, betas=np.full(10, number, np.float32))
+
     folder = tmp_path_factory.mktemp("shards")
-    number = 0
-    for name, count in (*FILES, ("val", 40)):
-        people = [
-            make_person(n, betas=np.full(10, n, np.float32)).row(90)
-            for n in range(number, number + count)
-        ]
-        (folder / name).write_bytes(encode_shard(people))
-        number += count
-    return DatasetInfo(
-        location=str(folder), fingerprint="", source="made", image_size=32,
-        files={
-            "train": [{"name": name, "rows": rows} for name, rows in FILES],
-            "val": [{"name": "val", "rows": 40}],
-        },
-        statistics={}, rejected={}, body={},
-    )  # fmt: skip
+    return write_numbered(folder, (*FILES, ("val", 40)), person, image_size=32)
 
 
 @pytest.fixture
